@@ -1,0 +1,372 @@
+package deploy
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"sort"
+	"strings"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// verdict is what a look at the colour says.
+type verdict struct {
+	ready, wanted int32
+	// done: every pod of the generation is ready, and no other pod is left.
+	done bool
+	// hopeless: it will not get better before the deadline.
+	hopeless bool
+	// reason says why it is not done.
+	reason string
+}
+
+func (v verdict) line() string {
+	if v.reason == "" {
+		return fmt.Sprintf("%d of %d pods ready", v.ready, v.wanted)
+	}
+	return fmt.Sprintf("%d of %d pods ready: %s", v.ready, v.wanted, v.reason)
+}
+
+// finding is what is wrong with one pod. A higher rank explains more.
+type finding struct {
+	rank     int
+	hopeless bool
+	text     string
+}
+
+const (
+	rankStarting = iota
+	rankProbing
+	rankScheduling
+	rankImage
+	rankFailing
+)
+
+// judge says how far the colour is.
+func (w *waiter) judge(ctx context.Context, v view) verdict {
+	out := verdict{wanted: replicas(w.deployment.Spec.Replicas)}
+	d := v.deployment
+	switch {
+	case d == nil || d.UID != w.deployment.UID:
+		out.hopeless, out.reason = true, "the deployment has been deleted"
+		return out
+	case d.Generation > w.deployment.Generation && changedSince(w.deployment, d):
+		out.hopeless, out.reason = true, "somebody else has changed the deployment"
+		return out
+	case d.Generation < w.deployment.Generation:
+		// The watch is behind our own write.
+		out.reason = "applied"
+		return out
+	}
+	var findings []finding
+	var old, failed int
+	for _, p := range v.pods {
+		switch {
+		case !w.current(p) || p.DeletionTimestamp != nil:
+			old++
+		case podReady(p):
+			out.ready++
+		case p.Status.Phase == corev1.PodFailed:
+			failed++
+			findings = append(findings, finding{rankFailing, failed >= 3, failedPod(p)})
+		default:
+			findings = append(findings, w.inspect(ctx, p, anyStopping(v.pods)))
+		}
+	}
+	s := d.Status
+	if s.ObservedGeneration < w.deployment.Generation {
+		out.reason = "the deployment controller has not seen the change yet"
+		return out
+	}
+	out.done = out.ready >= out.wanted && old == 0 && s.ReadyReplicas == out.wanted && s.UpdatedReplicas == out.wanted && s.Replicas == out.wanted
+	if out.done {
+		return out
+	}
+	if f, ok := w.creation(d, old); ok {
+		findings = append(findings, f)
+	}
+	switch {
+	case len(findings) > 0:
+		sort.SliceStable(findings, func(i, j int) bool {
+			a, b := findings[i], findings[j]
+			if a.hopeless != b.hopeless {
+				return a.hopeless
+			}
+			return a.rank > b.rank
+		})
+		out.hopeless, out.reason = findings[0].hopeless, findings[0].text
+	case old > 0:
+		out.reason = fmt.Sprintf("%d pods of before are stopping", old)
+	case out.ready < out.wanted:
+		out.reason = "pods are being created"
+	}
+	return out
+}
+
+// changedSince says whether more than the number of replicas differs from what was written.
+func changedSince(was, is *appsv1.Deployment) bool {
+	return was.Spec.Template.Annotations[AnnotationRelease] != is.Spec.Template.Annotations[AnnotationRelease] ||
+		imageOf(was) != imageOf(is) || replicas(was.Spec.Replicas) != replicas(is.Spec.Replicas)
+}
+
+func imageOf(d *appsv1.Deployment) string {
+	if len(d.Spec.Template.Spec.Containers) == 0 {
+		return ""
+	}
+	return d.Spec.Template.Spec.Containers[0].Image
+}
+
+// current says whether a pod is of the template that was written, and not of a leftover.
+func (w *waiter) current(p *corev1.Pod) bool {
+	t := w.deployment.Spec.Template
+	return p.Annotations[AnnotationRelease] == t.Annotations[AnnotationRelease] &&
+		p.Labels[LabelVersion] == t.Labels[LabelVersion] &&
+		len(p.Spec.Containers) > 0 && p.Spec.Containers[0].Image == imageOf(w.deployment)
+}
+
+// creation explains pods that the API server refuses to make: quotas and admission.
+func (w *waiter) creation(d *appsv1.Deployment, old int) (finding, bool) {
+	for _, c := range d.Status.Conditions {
+		if c.Type != appsv1.DeploymentReplicaFailure || c.Status != corev1.ConditionTrue {
+			continue
+		}
+		text := oneLine(c.Message)
+		if strings.Contains(text, "exceeded quota") {
+			// Room may come when others go; our own pods that stop are waited for.
+			return finding{rankFailing, w.longer("quota", w.o.UnschedulableGrace) && old == 0, "quota: " + text}, true
+		}
+		return finding{rankFailing, w.longer("refused", 5*time.Second), "pods are refused: " + text}, true
+	}
+	delete(w.since, "quota")
+	delete(w.since, "refused")
+	return finding{}, false
+}
+
+// longer says whether a state has been seen for longer than d; the clock starts with the first question.
+func (w *waiter) longer(what string, d time.Duration) bool {
+	first, ok := w.since[what]
+	if !ok {
+		w.since[what] = w.now()
+		return false
+	}
+	return w.now().Sub(first) >= d
+}
+
+func failedPod(p *corev1.Pod) string {
+	text := "pod failed"
+	if p.Status.Reason != "" {
+		text += ": " + p.Status.Reason
+	}
+	if p.Status.Message != "" {
+		text += ": " + oneLine(p.Status.Message)
+	}
+	return text
+}
+
+// inspect says what a pod that is not ready is waiting for.
+func (w *waiter) inspect(ctx context.Context, p *corev1.Pod, stopping bool) finding {
+	if f, ok := w.inspectScheduling(ctx, p, stopping); ok {
+		return f
+	}
+	statuses := append(append([]corev1.ContainerStatus{}, p.Status.InitContainerStatuses...), p.Status.ContainerStatuses...)
+	for _, c := range statuses {
+		if c.Ready || (c.State.Terminated != nil && c.State.Terminated.ExitCode == 0 && p.Status.Phase == corev1.PodPending) {
+			continue
+		}
+		return w.inspectContainer(ctx, p, c)
+	}
+	if p.Spec.NodeName == "" {
+		return finding{rankStarting, false, "no scheduler has looked at the pod yet"}
+	}
+	return finding{rankStarting, false, "the kubelet of " + p.Spec.NodeName + " has not reported on the pod yet"}
+}
+
+func (w *waiter) inspectScheduling(ctx context.Context, p *corev1.Pod, stopping bool) (finding, bool) {
+	for _, c := range p.Status.Conditions {
+		if c.Type != corev1.PodScheduled || c.Status == corev1.ConditionTrue {
+			continue
+		}
+		if c.Reason == corev1.PodReasonSchedulingGated {
+			return finding{rankScheduling, false, "scheduling is gated: " + oneLine(c.Message)}, true
+		}
+		text := "unschedulable: " + schedulerMessage(c.Message)
+		stuck := w.longer("unschedulable/"+string(p.UID), w.o.UnschedulableGrace)
+		if !stuck || w.o.ScaleUp || stopping {
+			return finding{rankScheduling, false, text}, true
+		}
+		for _, e := range w.events(ctx, p) {
+			// What the cluster autoscaler and Karpenter say when they add a node.
+			if e.Reason == "TriggeredScaleUp" || e.Reason == "Nominated" {
+				return finding{rankScheduling, false, text + " (a node is being added: " + oneLine(e.Message) + ")"}, true
+			}
+		}
+		return finding{rankScheduling, true, text}, true
+	}
+	delete(w.since, "unschedulable/"+string(p.UID))
+	return finding{}, false
+}
+
+// schedulerMessage drops what the scheduler says about preemption: a candidate takes nobody's place.
+func schedulerMessage(text string) string {
+	text = oneLine(text)
+	for _, tail := range []string{" preemption:", " no new claims to deallocate"} {
+		if i := strings.Index(text, tail); i > 0 {
+			text = text[:i]
+		}
+	}
+	return strings.TrimRight(text, " .,")
+}
+
+// final are the answers to a pull that the next attempt gets again.
+var final = regexp.MustCompile(`(?i)not found|manifest unknown|name unknown|unauthorized|authentication required|forbidden|denied|no match for platform|invalid reference|unsupported media type`)
+
+func (w *waiter) inspectContainer(ctx context.Context, p *corev1.Pod, c corev1.ContainerStatus) finding {
+	if waiting := c.State.Waiting; waiting != nil {
+		text := waiting.Reason
+		if waiting.Message != "" {
+			text += ": " + oneLine(waiting.Message)
+		}
+		switch waiting.Reason {
+		case "ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed":
+			return w.inspectPull(ctx, p, c, waiting)
+		case "InvalidImageName", "ErrImageNeverPull":
+			return finding{rankImage, true, text}
+		case "CreateContainerConfigError", "CreateContainerError", "RunContainerError":
+			// The kubelet tries again, but a key that is missing does not appear by itself.
+			key := "create/" + string(p.UID)
+			return finding{rankFailing, w.longer(key, 5*time.Second), text}
+		case "CrashLoopBackOff":
+			return w.inspectCrash(ctx, p, c, true)
+		default:
+			return w.inspectCreating(ctx, p)
+		}
+	}
+	if c.State.Terminated != nil || c.LastTerminationState.Terminated != nil {
+		return w.inspectCrash(ctx, p, c, c.State.Terminated != nil && c.RestartCount > 0)
+	}
+	return w.inspectProbes(ctx, p, c)
+}
+
+func (w *waiter) inspectPull(ctx context.Context, p *corev1.Pod, c corev1.ContainerStatus, waiting *corev1.ContainerStateWaiting) finding {
+	message := oneLine(waiting.Message)
+	if waiting.Reason == "ImagePullBackOff" && !final.MatchString(message) {
+		for _, e := range w.events(ctx, p) {
+			if e.Reason == "Failed" && strings.Contains(e.Message, "Failed to pull image") {
+				message = oneLine(e.Message)
+			}
+		}
+	}
+	return finding{rankImage, final.MatchString(message), fmt.Sprintf("image %s cannot be pulled: %s", p.Spec.Containers[0].Image, shorten(message, 300))}
+}
+
+// inspectCreating explains a container that is not created yet: volumes, networks.
+func (w *waiter) inspectCreating(ctx context.Context, p *corev1.Pod) finding {
+	if !w.longer("creating/"+string(p.UID), 3*time.Second) {
+		return finding{rankStarting, false, "the container is being created"}
+	}
+	for _, e := range newestFirst(w.events(ctx, p)) {
+		switch e.Reason {
+		case "FailedMount", "FailedAttachVolume":
+			text := oneLine(e.Message)
+			return finding{rankFailing, strings.Contains(text, "not found"), "a volume cannot be mounted: " + shorten(text, 300)}
+		case "FailedCreatePodSandBox":
+			return finding{rankFailing, false, "the pod's sandbox cannot be created: " + shorten(oneLine(e.Message), 300)}
+		case "Pulling":
+			return finding{rankStarting, false, "pulling the image"}
+		}
+	}
+	return finding{rankStarting, false, "the container is being created"}
+}
+
+// inspectCrash explains a container that has ended. Once may be chance; twice in the same way is not, and neither is a
+// limit on memory or on the time to start.
+func (w *waiter) inspectCrash(ctx context.Context, p *corev1.Pod, c corev1.ContainerStatus, again bool) finding {
+	end := c.State.Terminated
+	previous := false
+	if end == nil {
+		end, previous = c.LastTerminationState.Terminated, true
+	}
+	if end == nil {
+		return finding{rankFailing, again, fmt.Sprintf("container %s ends as soon as it starts", c.Name)}
+	}
+	if end.Reason == "OOMKilled" {
+		return finding{rankFailing, true, fmt.Sprintf("container %s was killed for memory (OOMKilled): its limit is %s", c.Name, memoryLimit(p, c.Name))}
+	}
+	for _, e := range newestFirst(w.events(ctx, p)) {
+		if e.Reason == "Killing" && strings.Contains(e.Message, "failed startup probe") {
+			return finding{rankFailing, true, fmt.Sprintf("container %s did not get ready within its startup time: %s", c.Name, w.unhealthy(ctx, p, "Startup"))}
+		}
+		if e.Reason == "Killing" && strings.Contains(e.Message, "failed liveness probe") {
+			return finding{rankFailing, again, fmt.Sprintf("container %s was restarted by its liveness probe: %s", c.Name, w.unhealthy(ctx, p, "Liveness"))}
+		}
+	}
+	line := lastLineOf(end.Message)
+	if line == "" {
+		line = w.lastLine(ctx, p, c.Name, previous || c.State.Waiting != nil)
+	}
+	how := fmt.Sprintf("exit code %d", end.ExitCode)
+	if end.Signal != 0 {
+		how = fmt.Sprintf("signal %d", end.Signal)
+	}
+	if end.Reason != "" && end.Reason != "Error" && end.Reason != "Completed" {
+		how += ", " + end.Reason
+	}
+	text := fmt.Sprintf("container %s crashed (%s, %d restarts)", c.Name, how, c.RestartCount)
+	if again {
+		text = fmt.Sprintf("container %s crashes again and again (CrashLoopBackOff, %s, %d restarts)", c.Name, how, c.RestartCount)
+	}
+	if line != "" {
+		text += ": " + line
+	}
+	return finding{rankFailing, again || c.RestartCount >= 2, text}
+}
+
+// inspectProbes explains a container that runs and is not ready.
+func (w *waiter) inspectProbes(ctx context.Context, p *corev1.Pod, c corev1.ContainerStatus) finding {
+	if c.State.Running == nil {
+		return finding{rankStarting, false, "the container is starting"}
+	}
+	kind, text := "Readiness", "running, but not ready"
+	if c.Started != nil && !*c.Started {
+		kind, text = "Startup", "running, still starting"
+	}
+	// Events cost a request, so only for what takes a while.
+	if !w.longer("probing/"+string(p.UID), 10*time.Second) {
+		return finding{rankProbing, false, text}
+	}
+	return finding{rankProbing, false, text + ": " + w.unhealthy(ctx, p, kind)}
+}
+
+// unhealthy is the newest answer of a probe, with the last line that the container wrote.
+func (w *waiter) unhealthy(ctx context.Context, p *corev1.Pod, kind string) string {
+	text := "its " + strings.ToLower(kind) + " probe gets no good answer"
+	for _, e := range newestFirst(w.events(ctx, p)) {
+		if e.Reason == "Unhealthy" && strings.HasPrefix(e.Message, kind) {
+			text = shorten(oneLine(e.Message), 200)
+			break
+		}
+	}
+	return text
+}
+
+func memoryLimit(p *corev1.Pod, container string) string {
+	for _, c := range p.Spec.Containers {
+		if q, ok := c.Resources.Limits[corev1.ResourceMemory]; ok && c.Name == container {
+			return q.String()
+		}
+	}
+	return "the node's memory"
+}
+
+// anyStopping says whether a pod of the colour is on its way out: it still holds what the next one waits for.
+func anyStopping(pods []*corev1.Pod) bool {
+	for _, p := range pods {
+		if p.DeletionTimestamp != nil {
+			return true
+		}
+	}
+	return false
+}
