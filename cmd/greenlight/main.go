@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -38,15 +39,16 @@ func main() {
 		<-ctx.Done()
 		stop()
 	}()
-	os.Exit(run(ctx, os.Args[1:]))
+	os.Exit(runRoot(ctx, newRoot(), os.Args[1:]))
 }
 
-func run(ctx context.Context, args []string) int {
-	root := newRoot()
+// runRoot runs the command and returns the exit code.
+func runRoot(ctx context.Context, root *cobra.Command, args []string) int {
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err != nil {
-		fmt.Fprintln(root.ErrOrStderr(), "greenlight: "+err.Error())
+		// One line, whatever is quoted in it: front doors show the last one.
+		fmt.Fprintln(root.ErrOrStderr(), "greenlight: "+strings.Join(strings.Fields(err.Error()), " "))
 	}
 	return exitCode(err)
 }

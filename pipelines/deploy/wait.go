@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -135,7 +137,7 @@ func (o Options) watch(ctx context.Context, timeout time.Duration, look func(con
 	defer cancel()
 
 	changed := make(chan struct{}, 1)
-	trouble := &lastError{}
+	trouble := &troubles{byKind: map[string]error{}}
 	name := DeploymentName(o.Service, o.Colour)
 	deploymentStore := inform(limited, o, &running, changed, trouble, &appsv1.Deployment{}, o.Client.AppsV1().Deployments(o.Namespace), func(lo *metav1.ListOptions) {
 		lo.FieldSelector = fields.OneTermEqualSelector("metadata.name", name).String()
@@ -188,19 +190,20 @@ type source[L runtime.Object] interface {
 }
 
 // inform keeps a local copy of what s lists within the limit until ctx ends.
-func inform[L runtime.Object](ctx context.Context, o Options, running *sync.WaitGroup, changed chan<- struct{}, trouble *lastError,
+func inform[L runtime.Object](ctx context.Context, o Options, running *sync.WaitGroup, changed chan<- struct{}, trouble *troubles,
 	kind runtime.Object, s source[L], limit func(*metav1.ListOptions)) cache.SharedIndexInformer {
+	key := fmt.Sprintf("%T", kind)
 	lw := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, lo metav1.ListOptions) (runtime.Object, error) {
 			limit(&lo)
 			list, err := s.List(ctx, lo)
-			trouble.set(err)
+			trouble.set(key, err)
 			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, lo metav1.ListOptions) (watch.Interface, error) {
 			limit(&lo)
 			w, err := s.Watch(ctx, lo)
-			trouble.set(err)
+			trouble.set(key, err)
 			return w, err
 		},
 	}
@@ -223,27 +226,32 @@ func inform[L runtime.Object](ctx context.Context, o Options, running *sync.Wait
 	return informer
 }
 
-// lastError remembers whether the last request to the API server worked.
-type lastError struct {
-	mu  sync.Mutex
-	err error
+// troubles are the last failed requests to the API server by what was asked for, until they work.
+type troubles struct {
+	mu     sync.Mutex
+	byKind map[string]error
 }
 
-func (l *lastError) set(err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.err = err
+func (t *troubles) set(kind string, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.byKind[kind] = err
 }
 
-func (l *lastError) get() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.err
+func (t *troubles) get() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, kind := range slices.Sorted(maps.Keys(t.byKind)) {
+		if err := t.byKind[kind]; err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// fatal returns the last error if waiting does not mend it.
-func (l *lastError) fatal() error {
-	if err := l.get(); apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
+// fatal returns the trouble if waiting does not mend it.
+func (t *troubles) fatal() error {
+	if err := t.get(); apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
 		return err
 	}
 	return nil

@@ -26,7 +26,8 @@ func (r *run) giveUp(ctx context.Context, cause error) error {
 	defer cancel()
 	moved, err := r.compensate(bounded, r.entry)
 	if err != nil {
-		return errors.Join(cause, fmt.Errorf("and could not restore the previous state, which the next release or rollback will try again: %w", err))
+		// The cause is not wrapped: a gate's no promises that live is as it was.
+		return fmt.Errorf("%s; then the previous state could not be restored, which the next release or rollback will try again: %w", oneLine(cause), err)
 	}
 	status, failure := report.Failed, cause
 	switch {
