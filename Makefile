@@ -21,7 +21,7 @@ release: up ## Release a new version of the example service against the sandbox,
 
 .PHONY: test
 test: check up ## Everything that must hold before a change lands
-	@eval "$$($(SANDBOX) env)"; go test -count=1 -timeout 75m -v ./tests/integration/... ./tests/e2e/...
+	@eval "$$($(SANDBOX) env)"; go test -count=1 -timeout 80m -v ./tests/integration/... ./tests/e2e/...
 
 .PHONY: check
 check: ## Format, vet, lint, unit tests

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -37,6 +38,9 @@ type serviceConfig struct {
 	Scan struct {
 		IgnoreFile string `json:"ignoreFile"`
 	} `json:"scan"`
+	Smoke struct {
+		Cases string `json:"cases"`
+	} `json:"smoke"`
 }
 
 // readConfig reads and checks the service's config. Errors about its content are usage errors.
@@ -69,9 +73,10 @@ func (m *Greenlight) readConfig(ctx context.Context, service *dagger.Directory, 
 
 // image is what to build.
 type image struct {
-	config   serviceConfig
-	service  *dagger.Directory
-	dir      string
+	config  serviceConfig
+	service *dagger.Directory
+	// path of the config, below service.
+	path     string
 	platform dagger.Platform
 	version  string
 	base     string
@@ -95,7 +100,25 @@ func (i image) baseRef() string {
 }
 
 func (i image) context() *dagger.Directory {
-	return i.service.Directory(path.Join(".", i.dir, i.config.Image.Context))
+	return i.service.Directory(path.Join(path.Dir(i.path), i.config.Image.Context))
+}
+
+// content is the context without the files of the gates: a limit or a golden case that changes makes no other image.
+func (i image) content() *dagger.Directory {
+	content := i.context()
+	if name, inside := below(i.config.Image.Context, path.Base(i.path)); inside {
+		content = content.WithoutFile(name)
+	}
+	if name, inside := below(i.config.Image.Context, i.config.Smoke.Cases); inside {
+		content = content.WithoutDirectory(name)
+	}
+	return content
+}
+
+// below returns a path relative to a directory that it may be in; both are relative to the same place.
+func below(dir, name string) (string, bool) {
+	relative, err := filepath.Rel(path.Join(".", dir), path.Join(".", name))
+	return relative, err == nil && relative != "." && filepath.IsLocal(relative)
 }
 
 // buildArgs are the arguments of the Dockerfile. VERSION, REVISION and BASE are always the module's.
@@ -125,9 +148,9 @@ func (i image) buildArgs() ([]dagger.BuildArg, error) {
 	return args, nil
 }
 
-// sourceDigest identifies everything that the image is built from.
+// sourceDigest identifies what the image is built from.
 func (i image) sourceDigest(ctx context.Context, args []dagger.BuildArg) (string, error) {
-	content, err := i.context().Digest(ctx)
+	content, err := i.content().Digest(ctx)
 	if err != nil {
 		return "", usage("image.context: %v", err)
 	}

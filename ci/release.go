@@ -274,7 +274,7 @@ func (r *releaseRun) build(ctx context.Context) (string, error) {
 	}
 	var err error
 	r.record, err = image{
-		config: r.read, service: r.service, dir: path.Dir(r.config), platform: r.platform, version: r.version, base: r.base, args: r.args,
+		config: r.read, service: r.service, path: r.config, platform: r.platform, version: r.version, base: r.base, args: r.args,
 	}.publish(ctx)
 	if err != nil {
 		return "", err

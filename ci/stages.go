@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"path"
 
 	"dagger/greenlight/internal/dagger"
 )
@@ -61,7 +60,7 @@ func (m *Greenlight) Build(
 	if err := access.login(ctx, read.Image.Repository); err != nil {
 		return nil, exitWith(err)
 	}
-	i := image{config: read, service: source, dir: path.Dir(config), platform: platform, version: version, base: base, args: buildArgs}
+	i := image{config: read, service: source, path: config, platform: platform, version: version, base: base, args: buildArgs}
 	args, err := i.buildArgs()
 	if err != nil {
 		return nil, exitWith(err)

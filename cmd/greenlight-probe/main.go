@@ -1,7 +1,7 @@
 // Command greenlight-probe runs the gates that need to be where the Services are. It is a small static binary that a Job runs
 // in the cluster (package probe starts it); it can be run by hand as well. Progress goes to stderr; stdout gets one line with the
 // result's JSON. The exit code is 0 also when a gate says no, since the result says so; 1 when the gate could not run, 2 when
-// the command line or the options are wrong.
+// the command line or the options are wrong, 143 when SIGTERM ended it before it had a result (an evicted pod is replaced by its Job).
 package main
 
 import (
@@ -47,6 +47,9 @@ func main() {
 	case errors.Is(err, errUsage), errors.Is(err, smoke.ErrOptions), errors.Is(err, warmup.ErrOptions), errors.Is(err, latency.ErrOptions), errors.Is(err, watch.ErrOptions):
 		fmt.Fprintln(os.Stderr, "greenlight-probe:", err)
 		os.Exit(2)
+	case ctx.Err() != nil:
+		fmt.Fprintln(os.Stderr, "greenlight-probe:", err)
+		os.Exit(128 + int(syscall.SIGTERM))
 	default:
 		fmt.Fprintln(os.Stderr, "greenlight-probe:", err)
 		os.Exit(1)

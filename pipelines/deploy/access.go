@@ -45,7 +45,7 @@ func NeededAccess() []Access {
 		}
 	}
 	add("apps", "deployments", "get", "list", "watch", "create", "patch", "delete")
-	add("", "services", "get", "create", "patch")
+	add("", "services", "get", "list", "watch", "create", "patch", "delete")
 	add("", "serviceaccounts", "get", "create", "patch")
 	add("", "pods", "get", "list", "watch", "delete", "deletecollection")
 	add("", "pods/log", "get")

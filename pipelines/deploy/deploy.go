@@ -108,16 +108,33 @@ func (o Options) applyShared(ctx context.Context, s Stack) error {
 			return o.explainWrite("service account", o.Service, err)
 		}
 	}
-	if s.PodDisruptionBudget != nil {
-		name := *s.PodDisruptionBudget.Name
-		budgets := o.Client.PolicyV1().PodDisruptionBudgets(o.Namespace)
-		found, err := budgets.Get(ctx, name, metav1.GetOptions{})
-		if err := checkExisting("pod disruption budget", found, err, o.Service); err != nil {
-			return err
+	return nil
+}
+
+// applyBudget makes the colour's budget what was rendered, which may be none.
+func (o Options) applyBudget(ctx context.Context, s Stack) error {
+	name := DeploymentName(o.Service, o.Colour)
+	budgets := o.Client.PolicyV1().PodDisruptionBudgets(o.Namespace)
+	found, err := budgets.Get(ctx, name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err) && s.PodDisruptionBudget == nil:
+		return nil
+	case err == nil && s.PodDisruptionBudget == nil && owned("", found, o.Service) != nil:
+		// Somebody else's budget for pods of ours is theirs to keep.
+		return nil
+	}
+	if err := checkExisting("pod disruption budget", found, err, o.Service); err != nil {
+		return err
+	}
+	if s.PodDisruptionBudget == nil {
+		err := budgets.Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &found.UID}})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("deleting the pod disruption budget %s/%s: %w", o.Namespace, name, err)
 		}
-		if _, err := budgets.Apply(ctx, s.PodDisruptionBudget, applyOptions); err != nil {
-			return o.explainWrite("pod disruption budget", name, err)
-		}
+		return nil
+	}
+	if _, err := budgets.Apply(ctx, s.PodDisruptionBudget, applyOptions); err != nil {
+		return o.explainWrite("pod disruption budget", name, err)
 	}
 	return nil
 }
@@ -130,8 +147,9 @@ func (o Options) applyDeployment(ctx context.Context, s Stack) (*appsv1.Deployme
 	if err := checkExisting("deployment", found, err, o.Service); err != nil {
 		return nil, false, err
 	}
-	replaced := err == nil && found.Annotations[AnnotationRelease] != o.Release
-	if err == nil {
+	absent := err != nil
+	replaced := !absent && found.Annotations[AnnotationRelease] != o.Release
+	if !absent {
 		// Server-side apply leaves fields of other managers as they are, and cannot change a selector.
 		why := changedBy(found)
 		if found.DeletionTimestamp != nil {
@@ -150,12 +168,17 @@ func (o Options) applyDeployment(ctx context.Context, s Stack) (*appsv1.Deployme
 			replaced = true
 		}
 	}
+	if !absent || s.PodDisruptionBudget != nil {
+		if err := o.applyBudget(ctx, s); err != nil {
+			return nil, replaced, err
+		}
+	}
 	d, err := deployments.Apply(ctx, s.Deployment, applyOptions)
 	if err != nil {
 		return nil, replaced, o.explainWrite("deployment", name, err)
 	}
 	// It may have been made by somebody else between the look and the write.
-	if why := changedBy(d); why != "" {
+	if why := changedBy(d); why != "" && absent {
 		return nil, replaced, fmt.Errorf("%w: deployment %s/%s: %s while it was being applied", ErrForeign, o.Namespace, name, why)
 	}
 	fmt.Fprintf(o.Log, "%s: applied %s with %d replicas\n", o.Colour, o.Version, o.Replicas)
@@ -198,10 +221,8 @@ func (o Options) explainWrite(kind, name string, err error) error {
 // set by every apply.
 func changedBy(d *appsv1.Deployment) string {
 	for _, entry := range d.ManagedFields {
-		if entry.Subresource != "" || entry.FieldsV1 == nil {
-			continue
-		}
-		if entry.Manager == Manager && entry.Operation == metav1.ManagedFieldsOperationApply {
+		// What admission adds to our own writes is under our name, and comes back with every write.
+		if entry.Subresource != "" || entry.FieldsV1 == nil || entry.Manager == Manager {
 			continue
 		}
 		var fields struct {

@@ -149,6 +149,13 @@ func TestFirstRelease(t *testing.T) {
 	other.Colour = Green
 	_, err = EnsureLiveService(t.Context(), other)
 	require.ErrorIs(t, err, ErrLive)
+
+	otherTarget := target
+	otherTarget.Colour = Green
+	require.ErrorIs(t, DeleteLiveService(t.Context(), otherTarget), ErrLive)
+	require.NoError(t, DeleteLiveService(t.Context(), target))
+	require.NoError(t, DeleteLiveService(t.Context(), target), "again changes nothing")
+	require.NoError(t, Delete(t.Context(), target), "no longer live")
 }
 
 func TestScaleAndDelete(t *testing.T) {
@@ -178,10 +185,12 @@ func TestRunReplacesALeftover(t *testing.T) {
 	controllers(t, client, ready)
 	o := good()
 	o.Client, o.Timeout = client, 20*time.Second
-	o.Env, o.NodeSelector = map[string]string{"OLD": "1"}, map[string]string{"old": "yes"}
+	o.Env, o.NodeSelector, o.MaxUnavailable = map[string]string{"OLD": "1"}, map[string]string{"old": "yes"}, 1
 	_, err := Run(t.Context(), o)
 	require.NoError(t, err)
-	o.Release, o.Version, o.Env, o.NodeSelector = "r2", "v1.5.0-3f2a1ca", nil, nil
+	_, err = client.PolicyV1().PodDisruptionBudgets("team").Get(t.Context(), "digits-green", metav1.GetOptions{})
+	require.NoError(t, err)
+	o.Release, o.Version, o.Env, o.NodeSelector, o.MaxUnavailable = "r2", "v1.5.0-3f2a1ca", nil, nil, 0
 	result, err := Run(t.Context(), o)
 	require.NoError(t, err)
 	require.True(t, result.Replaced)
@@ -192,6 +201,8 @@ func TestRunReplacesALeftover(t *testing.T) {
 		require.NotEqual(t, "OLD", e.Name)
 	}
 	require.Equal(t, "r2", d.Annotations[AnnotationRelease])
+	_, err = client.PolicyV1().PodDisruptionBudgets("team").Get(t.Context(), "digits-green", metav1.GetOptions{})
+	require.True(t, apierrors.IsNotFound(err))
 }
 
 func TestRunReplacesWhatSomebodyElseChanged(t *testing.T) {
@@ -243,6 +254,7 @@ func TestRunGivesUpAtTheDeadline(t *testing.T) {
 	_, err := Run(t.Context(), o)
 	require.ErrorIs(t, err, ErrNotReady)
 	require.ErrorContains(t, err, "running, but not ready")
+	require.ErrorContains(t, err, "the last line of its log: fake logs")
 }
 
 func TestRunStopsWithItsContext(t *testing.T) {

@@ -21,6 +21,9 @@ type verdict struct {
 	hopeless bool
 	// reason says why it is not done.
 	reason string
+	// silent is a container that runs and is not ready, and whose log may say why.
+	silent *corev1.Pod
+	in     string
 }
 
 func (v verdict) line() string {
@@ -35,6 +38,13 @@ type finding struct {
 	rank     int
 	hopeless bool
 	text     string
+	// silent and in are as in verdict.
+	silent *corev1.Pod
+	in     string
+}
+
+func found(rank int, hopeless bool, text string) finding {
+	return finding{rank: rank, hopeless: hopeless, text: text}
 }
 
 const (
@@ -49,12 +59,19 @@ const (
 func (w *waiter) judge(ctx context.Context, v view) verdict {
 	out := verdict{wanted: replicas(w.deployment.Spec.Replicas)}
 	d := v.deployment
+	if d != nil {
+		// An autoscaler may ask for more meanwhile.
+		out.wanted = max(out.wanted, replicas(d.Spec.Replicas))
+	}
 	switch {
 	case d == nil || d.UID != w.deployment.UID:
 		out.hopeless, out.reason = true, "the deployment has been deleted"
 		return out
 	case d.Generation > w.deployment.Generation && changedSince(w.deployment, d):
 		out.hopeless, out.reason = true, "somebody else has changed the deployment"
+		return out
+	case d.Generation > w.deployment.Generation && replicas(d.Spec.Replicas) < replicas(w.deployment.Spec.Replicas):
+		out.hopeless, out.reason = true, fmt.Sprintf("somebody else has scaled the deployment to %d", replicas(d.Spec.Replicas))
 		return out
 	case d.Generation < w.deployment.Generation:
 		// The watch is behind our own write.
@@ -71,7 +88,7 @@ func (w *waiter) judge(ctx context.Context, v view) verdict {
 			out.ready++
 		case p.Status.Phase == corev1.PodFailed:
 			failed++
-			findings = append(findings, finding{rankFailing, failed >= 3, failedPod(p)})
+			findings = append(findings, found(rankFailing, failed >= 3, failedPod(p)))
 		default:
 			findings = append(findings, w.inspect(ctx, p, anyStopping(v.pods)))
 		}
@@ -97,7 +114,8 @@ func (w *waiter) judge(ctx context.Context, v view) verdict {
 			}
 			return a.rank > b.rank
 		})
-		out.hopeless, out.reason = findings[0].hopeless, findings[0].text
+		worst := findings[0]
+		out.hopeless, out.reason, out.silent, out.in = worst.hopeless, worst.text, worst.silent, worst.in
 	case old > 0:
 		out.reason = fmt.Sprintf("%d pods of before are stopping", old)
 	case out.ready < out.wanted:
@@ -109,7 +127,7 @@ func (w *waiter) judge(ctx context.Context, v view) verdict {
 // changedSince says whether more than the number of replicas differs from what was written.
 func changedSince(was, is *appsv1.Deployment) bool {
 	return was.Spec.Template.Annotations[AnnotationRelease] != is.Spec.Template.Annotations[AnnotationRelease] ||
-		imageOf(was) != imageOf(is) || replicas(was.Spec.Replicas) != replicas(is.Spec.Replicas)
+		imageOf(was) != imageOf(is)
 }
 
 func imageOf(d *appsv1.Deployment) string {
@@ -136,9 +154,9 @@ func (w *waiter) creation(d *appsv1.Deployment, old int) (finding, bool) {
 		text := oneLine(c.Message)
 		if strings.Contains(text, "exceeded quota") {
 			// Room may come when others go; our own pods that stop are waited for.
-			return finding{rankFailing, w.longer("quota", w.o.UnschedulableGrace) && old == 0, "quota: " + text}, true
+			return found(rankFailing, w.longer("quota", w.o.UnschedulableGrace) && old == 0, "quota: "+text), true
 		}
-		return finding{rankFailing, w.longer("refused", 5*time.Second), "pods are refused: " + text}, true
+		return found(rankFailing, w.longer("refused", 5*time.Second), "pods are refused: "+text), true
 	}
 	delete(w.since, "quota")
 	delete(w.since, "refused")
@@ -179,9 +197,9 @@ func (w *waiter) inspect(ctx context.Context, p *corev1.Pod, stopping bool) find
 		return w.inspectContainer(ctx, p, c)
 	}
 	if p.Spec.NodeName == "" {
-		return finding{rankStarting, false, "no scheduler has looked at the pod yet"}
+		return found(rankStarting, false, "no scheduler has looked at the pod yet")
 	}
-	return finding{rankStarting, false, "the kubelet of " + p.Spec.NodeName + " has not reported on the pod yet"}
+	return found(rankStarting, false, "the kubelet of "+p.Spec.NodeName+" has not reported on the pod yet")
 }
 
 func (w *waiter) inspectScheduling(ctx context.Context, p *corev1.Pod, stopping bool) (finding, bool) {
@@ -190,20 +208,20 @@ func (w *waiter) inspectScheduling(ctx context.Context, p *corev1.Pod, stopping 
 			continue
 		}
 		if c.Reason == corev1.PodReasonSchedulingGated {
-			return finding{rankScheduling, false, "scheduling is gated: " + oneLine(c.Message)}, true
+			return found(rankScheduling, false, "scheduling is gated: "+oneLine(c.Message)), true
 		}
 		text := "unschedulable: " + schedulerMessage(c.Message)
 		stuck := w.longer("unschedulable/"+string(p.UID), w.o.UnschedulableGrace)
 		if !stuck || w.o.ScaleUp || stopping {
-			return finding{rankScheduling, false, text}, true
+			return found(rankScheduling, false, text), true
 		}
 		for _, e := range w.events(ctx, p) {
 			// What the cluster autoscaler and Karpenter say when they add a node.
 			if e.Reason == "TriggeredScaleUp" || e.Reason == "Nominated" {
-				return finding{rankScheduling, false, text + " (a node is being added: " + oneLine(e.Message) + ")"}, true
+				return found(rankScheduling, false, text+" (a node is being added: "+oneLine(e.Message)+")"), true
 			}
 		}
-		return finding{rankScheduling, true, text}, true
+		return found(rankScheduling, true, text), true
 	}
 	delete(w.since, "unschedulable/"+string(p.UID))
 	return finding{}, false
@@ -233,11 +251,11 @@ func (w *waiter) inspectContainer(ctx context.Context, p *corev1.Pod, c corev1.C
 		case "ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed":
 			return w.inspectPull(ctx, p, c, waiting)
 		case "InvalidImageName", "ErrImageNeverPull":
-			return finding{rankImage, true, text}
+			return found(rankImage, true, text)
 		case "CreateContainerConfigError", "CreateContainerError", "RunContainerError":
 			// The kubelet tries again, but a key that is missing does not appear by itself.
 			key := "create/" + string(p.UID)
-			return finding{rankFailing, w.longer(key, 5*time.Second), text}
+			return found(rankFailing, w.longer(key, 5*time.Second), text)
 		case "CrashLoopBackOff":
 			return w.inspectCrash(ctx, p, c, true)
 		default:
@@ -259,26 +277,26 @@ func (w *waiter) inspectPull(ctx context.Context, p *corev1.Pod, c corev1.Contai
 			}
 		}
 	}
-	return finding{rankImage, final.MatchString(message), fmt.Sprintf("image %s cannot be pulled: %s", p.Spec.Containers[0].Image, shorten(message, 300))}
+	return found(rankImage, final.MatchString(message), fmt.Sprintf("image %s cannot be pulled: %s", p.Spec.Containers[0].Image, shorten(message, 300)))
 }
 
 // inspectCreating explains a container that is not created yet: volumes, networks.
 func (w *waiter) inspectCreating(ctx context.Context, p *corev1.Pod) finding {
 	if !w.longer("creating/"+string(p.UID), 3*time.Second) {
-		return finding{rankStarting, false, "the container is being created"}
+		return found(rankStarting, false, "the container is being created")
 	}
 	for _, e := range newestFirst(w.events(ctx, p)) {
 		switch e.Reason {
 		case "FailedMount", "FailedAttachVolume":
 			text := oneLine(e.Message)
-			return finding{rankFailing, strings.Contains(text, "not found"), "a volume cannot be mounted: " + shorten(text, 300)}
+			return found(rankFailing, strings.Contains(text, "not found"), "a volume cannot be mounted: "+shorten(text, 300))
 		case "FailedCreatePodSandBox":
-			return finding{rankFailing, false, "the pod's sandbox cannot be created: " + shorten(oneLine(e.Message), 300)}
+			return found(rankFailing, false, "the pod's sandbox cannot be created: "+shorten(oneLine(e.Message), 300))
 		case "Pulling":
-			return finding{rankStarting, false, "pulling the image"}
+			return found(rankStarting, false, "pulling the image")
 		}
 	}
-	return finding{rankStarting, false, "the container is being created"}
+	return found(rankStarting, false, "the container is being created")
 }
 
 // inspectCrash explains a container that has ended. Once may be chance; twice in the same way is not, and neither is a
@@ -290,17 +308,17 @@ func (w *waiter) inspectCrash(ctx context.Context, p *corev1.Pod, c corev1.Conta
 		end, previous = c.LastTerminationState.Terminated, true
 	}
 	if end == nil {
-		return finding{rankFailing, again, fmt.Sprintf("container %s ends as soon as it starts", c.Name)}
+		return found(rankFailing, again, fmt.Sprintf("container %s ends as soon as it starts", c.Name))
 	}
 	if end.Reason == "OOMKilled" {
-		return finding{rankFailing, true, fmt.Sprintf("container %s was killed for memory (OOMKilled): its limit is %s", c.Name, memoryLimit(p, c.Name))}
+		return found(rankFailing, true, fmt.Sprintf("container %s was killed for memory (OOMKilled): its limit is %s", c.Name, memoryLimit(p, c.Name)))
 	}
 	for _, e := range newestFirst(w.events(ctx, p)) {
 		if e.Reason == "Killing" && strings.Contains(e.Message, "failed startup probe") {
-			return finding{rankFailing, true, fmt.Sprintf("container %s did not get ready within its startup time: %s", c.Name, w.unhealthy(ctx, p, "Startup"))}
+			return found(rankFailing, true, fmt.Sprintf("container %s did not get ready within its startup time: %s", c.Name, w.unhealthy(ctx, p, "Startup")))
 		}
 		if e.Reason == "Killing" && strings.Contains(e.Message, "failed liveness probe") {
-			return finding{rankFailing, again, fmt.Sprintf("container %s was restarted by its liveness probe: %s", c.Name, w.unhealthy(ctx, p, "Liveness"))}
+			return found(rankFailing, again, fmt.Sprintf("container %s was restarted by its liveness probe: %s", c.Name, w.unhealthy(ctx, p, "Liveness")))
 		}
 	}
 	line := lastLineOf(end.Message)
@@ -321,13 +339,13 @@ func (w *waiter) inspectCrash(ctx context.Context, p *corev1.Pod, c corev1.Conta
 	if line != "" {
 		text += ": " + line
 	}
-	return finding{rankFailing, again || c.RestartCount >= 2, text}
+	return found(rankFailing, again || c.RestartCount >= 2, text)
 }
 
 // inspectProbes explains a container that runs and is not ready.
 func (w *waiter) inspectProbes(ctx context.Context, p *corev1.Pod, c corev1.ContainerStatus) finding {
 	if c.State.Running == nil {
-		return finding{rankStarting, false, "the container is starting"}
+		return found(rankStarting, false, "the container is starting")
 	}
 	kind, text := "Readiness", "running, but not ready"
 	if c.Started != nil && !*c.Started {
@@ -335,12 +353,12 @@ func (w *waiter) inspectProbes(ctx context.Context, p *corev1.Pod, c corev1.Cont
 	}
 	// Events cost a request, so only for what takes a while.
 	if !w.longer("probing/"+string(p.UID), 10*time.Second) {
-		return finding{rankProbing, false, text}
+		return finding{rank: rankProbing, text: text, silent: p, in: c.Name}
 	}
-	return finding{rankProbing, false, text + ": " + w.unhealthy(ctx, p, kind)}
+	return finding{rank: rankProbing, text: text + ": " + w.unhealthy(ctx, p, kind), silent: p, in: c.Name}
 }
 
-// unhealthy is the newest answer of a probe, with the last line that the container wrote.
+// unhealthy is the newest answer of a probe.
 func (w *waiter) unhealthy(ctx context.Context, p *corev1.Pod, kind string) string {
 	text := "its " + strings.ToLower(kind) + " probe gets no good answer"
 	for _, e := range newestFirst(w.events(ctx, p)) {

@@ -97,8 +97,10 @@ func TestJudge(t *testing.T) {
 		want     string
 	}{
 		"ready": {pods: []func(*corev1.Pod){ready}, done: true, want: ""},
-		"ready, but the controller is behind": {pods: []func(*corev1.Pod){ready},
-			change: func(d *appsv1.Deployment) { d.Status.ObservedGeneration = 1 }, want: "has not seen the change yet"},
+		"ready, but the controller is behind": {
+			pods:   []func(*corev1.Pod){ready},
+			change: func(d *appsv1.Deployment) { d.Status.ObservedGeneration = 1 }, want: "has not seen the change yet",
+		},
 		"ready, but an old pod is left": {pods: []func(*corev1.Pod){ready, func(p *corev1.Pod) { ready(p); stopping(p) }}, want: "1 pods of before are stopping"},
 		"pod of an earlier release crash-loops": {pods: []func(*corev1.Pod){func(p *corev1.Pod) {
 			waiting("CrashLoopBackOff", "")(p)
@@ -106,10 +108,19 @@ func TestJudge(t *testing.T) {
 		}}, want: "1 pods of before are stopping"},
 		"nothing yet": {want: "pods are being created"},
 		"deleted":     {change: func(d *appsv1.Deployment) { d.UID = "other" }, hopeless: true, want: "has been deleted"},
-		"changed by somebody": {change: func(d *appsv1.Deployment) { d.Generation = 3; d.Spec.Template.Spec.Containers[0].Image = "x" },
-			hopeless: true, want: "somebody else has changed"},
-		"image not there": {pods: []func(*corev1.Pod){waiting("ErrImagePull", `rpc error: code = NotFound desc = failed to resolve image: r/x@sha256:0: not found`)},
-			hopeless: true, want: "cannot be pulled: rpc error: code = NotFound"},
+		"changed by somebody": {
+			change:   func(d *appsv1.Deployment) { d.Generation = 3; d.Spec.Template.Spec.Containers[0].Image = "x" },
+			hopeless: true, want: "somebody else has changed",
+		},
+		"scaled by somebody": {
+			pods: []func(*corev1.Pod){ready}, change: func(d *appsv1.Deployment) { d.Generation = 3; *d.Spec.Replicas = 1 },
+			option: func(o *Options) { o.Replicas = 2 }, hopeless: true, want: "scaled the deployment to 1",
+		},
+		"scaled up by an autoscaler": {pods: []func(*corev1.Pod){ready}, change: func(d *appsv1.Deployment) { d.Generation = 3; *d.Spec.Replicas = 2 }, want: "pods are being created"},
+		"image not there": {
+			pods:     []func(*corev1.Pod){waiting("ErrImagePull", `rpc error: code = NotFound desc = failed to resolve image: r/x@sha256:0: not found`)},
+			hopeless: true, want: "cannot be pulled: rpc error: code = NotFound",
+		},
 		"image forbidden": {pods: []func(*corev1.Pod){waiting("ErrImagePull", `failed to authorize: 401 Unauthorized`)}, hopeless: true, want: "401 Unauthorized"},
 		"registry down":   {pods: []func(*corev1.Pod){waiting("ErrImagePull", "dial tcp 10.0.0.1:443: connect: connection refused")}, want: "connection refused"},
 		"image back-off":  {pods: []func(*corev1.Pod){waiting("ImagePullBackOff", "Back-off pulling image")}, events: []corev1.Event{event("Failed", "Failed to pull image \"x\": manifest unknown")}, hopeless: true, want: "manifest unknown"},
@@ -117,33 +128,47 @@ func TestJudge(t *testing.T) {
 		"no GPU":          {pods: []func(*corev1.Pod){unschedulable(noGPU)}, want: "unschedulable: 0/3 nodes are available: 1 node(s) had untolerated taint {x: y}, 2 Insufficient nvidia.com/gpu"},
 		"no GPU for long": {pods: []func(*corev1.Pod){unschedulable(noGPU)}, after: time.Minute, hopeless: true, want: "Insufficient nvidia.com/gpu"},
 		"no GPU for long, but our own pod still stops": {pods: []func(*corev1.Pod){unschedulable(noGPU), stopping}, after: time.Minute, want: "Insufficient nvidia.com/gpu"},
-		"no GPU for long, but a node comes": {pods: []func(*corev1.Pod){unschedulable(noGPU)}, after: time.Minute,
-			events: []corev1.Event{event("TriggeredScaleUp", "pod triggered scale-up: 0->1")}, want: "a node is being added"},
+		"no GPU for long, but a node comes": {
+			pods: []func(*corev1.Pod){unschedulable(noGPU)}, after: time.Minute,
+			events: []corev1.Event{event("TriggeredScaleUp", "pod triggered scale-up: 0->1")}, want: "a node is being added",
+		},
 		"no GPU for long in a cluster that grows": {pods: []func(*corev1.Pod){unschedulable(noGPU)}, after: time.Minute, option: func(o *Options) { o.ScaleUp = true }, want: "Insufficient"},
 		"crash":        {pods: []func(*corev1.Pod){ended(1, crash)}, want: "container service crashed (exit code 3, 1 restarts): RuntimeError: no weights[31m"},
 		"crash loop":   {pods: []func(*corev1.Pod){func(p *corev1.Pod) { ended(1, crash)(p); waiting("CrashLoopBackOff", "back-off 10s")(p) }}, hopeless: true, want: "(CrashLoopBackOff, exit code 3, 1 restarts): RuntimeError: no weights"},
 		"crash thrice": {pods: []func(*corev1.Pod){ended(2, crash)}, hopeless: true, want: "no weights"},
-		"crash without a message": {pods: []func(*corev1.Pod){func(p *corev1.Pod) {
-			ended(1, corev1.ContainerStateTerminated{Reason: "Completed"})(p)
-			waiting("CrashLoopBackOff", "")(p)
-		}},
-			log: "bye", hopeless: true, want: "exit code 0, 1 restarts): bye"},
+		"crash without a message": {
+			pods: []func(*corev1.Pod){func(p *corev1.Pod) {
+				ended(1, corev1.ContainerStateTerminated{Reason: "Completed"})(p)
+				waiting("CrashLoopBackOff", "")(p)
+			}},
+			log: "bye", hopeless: true, want: "exit code 0, 1 restarts): bye",
+		},
 		"out of memory": {pods: []func(*corev1.Pod){ended(1, oom)}, option: func(o *Options) { o.Limits = map[string]string{"memory": "1Gi"} }, hopeless: true, want: "killed for memory (OOMKilled): its limit is 1Gi"},
-		"startup probe": {pods: []func(*corev1.Pod){ended(1, killed)}, hopeless: true, want: "within its startup time: Startup probe failed: HTTP probe failed with statuscode: 503",
-			events: []corev1.Event{event("Unhealthy", "Startup probe failed: HTTP probe failed with statuscode: 503"), event("Killing", "Container service failed startup probe, will be restarted")}},
-		"readiness probe": {pods: []func(*corev1.Pod){nil}, after: time.Minute, want: "running, but not ready: Readiness probe failed: HTTP probe failed with statuscode: 500",
-			events: []corev1.Event{event("Unhealthy", "Readiness probe failed: old"), event("Unhealthy", "Readiness probe failed: HTTP probe failed with statuscode: 500")}},
+		"startup probe": {
+			pods: []func(*corev1.Pod){ended(1, killed)}, hopeless: true, want: "within its startup time: Startup probe failed: HTTP probe failed with statuscode: 503",
+			events: []corev1.Event{event("Unhealthy", "Startup probe failed: HTTP probe failed with statuscode: 503"), event("Killing", "Container service failed startup probe, will be restarted")},
+		},
+		"readiness probe": {
+			pods: []func(*corev1.Pod){nil}, after: time.Minute, want: "running, but not ready: Readiness probe failed: HTTP probe failed with statuscode: 500",
+			events: []corev1.Event{event("Unhealthy", "Readiness probe failed: old"), event("Unhealthy", "Readiness probe failed: HTTP probe failed with statuscode: 500")},
+		},
 		"still starting": {pods: []func(*corev1.Pod){func(p *corev1.Pod) { no := false; p.Status.ContainerStatuses[0].Started = &no }}, want: "running, still starting"},
-		"config map key": {pods: []func(*corev1.Pod){waiting("CreateContainerConfigError", "couldn't find key mode in ConfigMap team/settings")},
-			after: 10 * time.Second, hopeless: true, want: "CreateContainerConfigError: couldn't find key mode"},
-		"volume": {pods: []func(*corev1.Pod){waiting("ContainerCreating", "")}, after: 10 * time.Second, hopeless: true, want: `secret "keys" not found`,
-			events: []corev1.Event{event("FailedMount", `MountVolume.SetUp failed for volume "mount-0" : secret "keys" not found`)}},
+		"config map key": {
+			pods:  []func(*corev1.Pod){waiting("CreateContainerConfigError", "couldn't find key mode in ConfigMap team/settings")},
+			after: 10 * time.Second, hopeless: true, want: "CreateContainerConfigError: couldn't find key mode",
+		},
+		"volume": {
+			pods: []func(*corev1.Pod){waiting("ContainerCreating", "")}, after: 10 * time.Second, hopeless: true, want: `secret "keys" not found`,
+			events: []corev1.Event{event("FailedMount", `MountVolume.SetUp failed for volume "mount-0" : secret "keys" not found`)},
+		},
 		"device refused": {pods: []func(*corev1.Pod){func(p *corev1.Pod) {
 			p.Status.Phase, p.Status.Reason, p.Status.Message = corev1.PodFailed, "UnexpectedAdmissionError", "Allocate failed"
 		}}, want: "pod failed: UnexpectedAdmissionError: Allocate failed"},
 		"quota": {change: func(d *appsv1.Deployment) {
-			d.Status.Conditions = []appsv1.DeploymentCondition{{Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionTrue, Reason: "FailedCreate",
-				Message: `pods "x" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1, used: 2, limited: 2`}}
+			d.Status.Conditions = []appsv1.DeploymentCondition{{
+				Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionTrue, Reason: "FailedCreate",
+				Message: `pods "x" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1, used: 2, limited: 2`,
+			}}
 		}, after: time.Minute, hopeless: true, want: "quota: pods \"x\" is forbidden: exceeded quota: gpus"},
 		"admission": {change: func(d *appsv1.Deployment) {
 			d.Status.Conditions = []appsv1.DeploymentCondition{{Type: appsv1.DeploymentReplicaFailure, Status: corev1.ConditionTrue, Message: `violates PodSecurity`}}

@@ -61,6 +61,44 @@ func EnsureLiveService(ctx context.Context, o Options) (created bool, err error)
 	return true, o.waitEndpoints(ctx, o.Service, n)
 }
 
+// DeleteLiveService undoes EnsureLiveService, for a first release that is taken back: it deletes the live Service if it
+// selects t.Colour, and does nothing where there is none. Errors wrap ErrLive when the Service selects the other colour,
+// and ErrForeign.
+func DeleteLiveService(ctx context.Context, t Target) error {
+	o, err := t.options()
+	if err != nil {
+		return err
+	}
+	services := o.Client.CoreV1().Services(o.Namespace)
+	// A load balancer's controller writes the Service now and then, between our look and our write.
+	for attempt := 0; ; attempt++ {
+		svc, err := services.Get(ctx, o.Service, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		if err := checkExisting("service", svc, err, o.Service); err != nil {
+			return err
+		}
+		live, err := selected(svc, o.Service)
+		if err != nil {
+			return err
+		}
+		if live != o.Colour {
+			return fmt.Errorf("%w: the live service %s/%s selects %s and stays", ErrLive, o.Namespace, o.Service, live)
+		}
+		err = services.Delete(ctx, o.Service, metav1.DeleteOptions{
+			Preconditions: &metav1.Preconditions{UID: &svc.UID, ResourceVersion: &svc.ResourceVersion},
+		})
+		switch {
+		case err == nil, apierrors.IsNotFound(err):
+			fmt.Fprintf(o.Log, "%s: deleted the live service %s/%s\n", o.Colour, o.Namespace, o.Service)
+			return nil
+		case !apierrors.IsConflict(err) || attempt == 9:
+			return fmt.Errorf("deleting the service %s/%s: %w", o.Namespace, o.Service, err)
+		}
+	}
+}
+
 // readyPods counts the colour's pods that are ready now.
 func (o Options) readyPods(ctx context.Context) (int, error) {
 	pods, err := o.Client.CoreV1().Pods(o.Namespace).List(ctx, metav1.ListOptions{
@@ -89,27 +127,4 @@ func podReady(p *corev1.Pod) bool {
 		}
 	}
 	return false
-}
-
-// DeleteLiveService undoes EnsureLiveService, for a first release that is taken back: it deletes the live Service if it
-// selects t.Colour, and does nothing where there is none. Errors wrap ErrLive when the Service selects the other colour,
-// and ErrForeign.
-func DeleteLiveService(ctx context.Context, t Target) error {
-	o, err := t.options()
-	if err != nil {
-		return err
-	}
-	live, err := liveColour(ctx, o.Client, o.Namespace, o.Service)
-	if err != nil || live == "" {
-		return err
-	}
-	if live != o.Colour {
-		return fmt.Errorf("%w: the live service %s/%s selects %s and stays", ErrLive, o.Namespace, o.Service, live)
-	}
-	err = o.Client.CoreV1().Services(o.Namespace).Delete(ctx, o.Service, metav1.DeleteOptions{})
-	if err != nil && !apierrors.IsNotFound(err) {
-		return o.explainWrite("service", o.Service, err)
-	}
-	fmt.Fprintf(o.Log, "%s: deleted the live service %s/%s\n", o.Colour, o.Namespace, o.Service)
-	return nil
 }

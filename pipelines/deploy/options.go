@@ -97,7 +97,7 @@ type Options struct {
 
 	// Device is cuda or cpu.
 	Device string `json:"device"`
-	// GPUResource is the extended resource that each pod takes with device cuda. Default nvidia.com/gpu.
+	// GPUResource is the extended resource that each pod takes. Default nvidia.com/gpu with device cuda.
 	GPUResource string `json:"gpuResource,omitempty"`
 	// GPUs is how many of it each pod takes. Default 1 with device cuda, none with device cpu.
 	GPUs int64 `json:"gpus"`
@@ -261,22 +261,28 @@ func (o Options) validateDevice(no func(string, ...any)) {
 		if o.GPUs < 1 {
 			no("gpus %d: device cuda takes at least one", o.GPUs)
 		}
-		if m := validation.IsQualifiedName(o.GPUResource); len(m) > 0 || !strings.Contains(o.GPUResource, "/") {
-			no("gpu resource %q is not an extended resource like nvidia.com/gpu", o.GPUResource)
-		}
 	case "cpu":
-		if o.GPUs != 0 {
-			no("gpus %d with device cpu", o.GPUs)
+		// Devices that are held and not computed on have to be asked for in so many words.
+		if o.GPUs != 0 && o.GPUResource == "" {
+			no("gpus %d with device cpu: name the gpu resource too, if the pods are to hold devices that they do not compute on", o.GPUs)
 		}
 	default:
 		no("device %q is neither cuda nor cpu", o.Device)
+	}
+	if o.GPUs < 0 {
+		no("gpus %d is negative", o.GPUs)
+	}
+	if o.GPUResource != "" {
+		if m := validation.IsQualifiedName(o.GPUResource); len(m) > 0 || !strings.Contains(o.GPUResource, "/") {
+			no("gpu resource %q is not an extended resource like nvidia.com/gpu", o.GPUResource)
+		}
 	}
 	for what, list := range map[string]map[string]string{"request": o.Requests, "limit": o.Limits} {
 		for name, text := range list {
 			if q, err := resource.ParseQuantity(text); err != nil || q.Sign() < 0 {
 				no("%s %s: %q is not a quantity like 500m or 2Gi", what, name, text)
 			}
-			if o.Device == "cuda" && name == o.GPUResource {
+			if o.GPUs > 0 && name == o.GPUResource {
 				no("%s %s: say how many GPUs with gpus", what, name)
 			}
 		}

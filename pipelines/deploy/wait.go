@@ -69,7 +69,13 @@ func (w *waiter) wait(ctx context.Context) (ready int32, err error) {
 	case err == nil, errors.Is(err, ErrNotReady):
 		return now.ready, err
 	case errors.Is(err, errDeadline):
-		return now.ready, w.fail(now, started, reachability(err))
+		also := reachability(err)
+		if also == "" && now.silent != nil {
+			if line := w.lastLine(ctx, now.silent, now.in, false); line != "" {
+				also = "the last line of its log: " + line
+			}
+		}
+		return now.ready, w.fail(now, started, also)
 	default:
 		return now.ready, err
 	}
@@ -191,7 +197,8 @@ type source[L runtime.Object] interface {
 
 // inform keeps a local copy of what s lists within the limit until ctx ends.
 func inform[L runtime.Object](ctx context.Context, o Options, running *sync.WaitGroup, changed chan<- struct{}, trouble *troubles,
-	kind runtime.Object, s source[L], limit func(*metav1.ListOptions)) cache.SharedIndexInformer {
+	kind runtime.Object, s source[L], limit func(*metav1.ListOptions),
+) cache.SharedIndexInformer {
 	key := fmt.Sprintf("%T", kind)
 	lw := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, lo metav1.ListOptions) (runtime.Object, error) {

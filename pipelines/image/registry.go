@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -166,17 +167,29 @@ func (r Registry) pause() time.Duration {
 }
 
 func (r Registry) transport() http.RoundTripper {
-	inner := remote.DefaultTransport
-	if base, ok := inner.(*http.Transport); ok && r.Insecure {
-		unverified := base.Clone()
-		unverified.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // Asked for by name.
-		inner = unverified
+	inner := http.DefaultTransport.(*http.Transport).Clone()
+	inner.DialContext = dial
+	// A release asks one or two registries, each a few times within seconds.
+	inner.IdleConnTimeout = 10 * time.Second
+	if r.Insecure {
+		inner.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // Asked for by name.
 	}
 	attempts := r.Attempts
 	if attempts <= 0 {
 		attempts = 4
 	}
 	return &retryingTransport{inner: inner, attempts: attempts, pause: r.pause()}
+}
+
+// dial connects as the resolver says; a name under .localhost that it does not know is this machine (RFC 6761).
+func dial(ctx context.Context, network, address string) (net.Conn, error) {
+	dialer := &net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}
+	connection, err := dialer.DialContext(ctx, network, address)
+	var unknown *net.DNSError
+	if host, port, splitErr := net.SplitHostPort(address); splitErr == nil && errors.As(err, &unknown) && strings.HasSuffix(host, ".localhost") {
+		return dialer.DialContext(ctx, network, net.JoinHostPort("127.0.0.1", port))
+	}
+	return connection, err
 }
 
 // fileKeychain answers from one Docker config file.

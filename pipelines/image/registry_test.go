@@ -59,13 +59,18 @@ func TestResolve(t *testing.T) {
 		require.Equal(t, pushed, found.Reference.Digest)
 		require.Positive(t, found.Size)
 	}
+	_, port, err := net.SplitHostPort(host)
+	require.NoError(t, err)
+	found, err := quick().Resolve(t.Context(), parse(t, "registry.localhost:"+port+"/team/demo:v1"))
+	require.NoError(t, err, "names under .localhost are this machine")
+	require.Equal(t, pushed, found.Reference.Digest)
 	for _, text := range []string{host + "/team/demo:v2", host + "/team/other:v1", host + "/team/demo@" + digest} {
 		_, err := quick().Resolve(t.Context(), parse(t, text))
 		require.ErrorIs(t, err, image.ErrNotFound, text)
 		require.ErrorContains(t, err, "push it first")
 		require.NotContains(t, err.Error(), "\n")
 	}
-	_, err := quick().Resolve(t.Context(), parse(t, host+"/team/demo"))
+	_, err = quick().Resolve(t.Context(), parse(t, host+"/team/demo"))
 	require.ErrorIs(t, err, image.ErrMutable)
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
@@ -79,8 +80,14 @@ func Run(ctx context.Context, options Options) (Result, error) {
 	defer measuring.close()
 	gate := newJudge(options, measuring.live != nil)
 
-	loadCtx, stop := context.WithTimeout(ctx, options.Duration)
-	defer stop()
+	loadCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// Requests in flight at the end are awaited for a moment: live's users' graphs should not show them as aborted.
+	stop := sync.OnceFunc(func() {
+		close(measuring.enough)
+		time.AfterFunc(lastAnswers, cancel)
+	})
+	defer time.AfterFunc(options.Duration, stop).Stop()
 	start := time.Now()
 	loadDone := make(chan time.Duration, 1)
 	go func() {
@@ -98,6 +105,9 @@ func Run(ctx context.Context, options Options) (Result, error) {
 		return Result{}, fmt.Errorf("measuring latency: stopped before a decision: %w", context.Cause(ctx))
 	}
 	result := gate.result()
+	if !result.Passed && late > noticeable {
+		result.Reason += fmt.Sprintf("; the probe itself was up to %s late to send: its node is short of CPU", late.Round(time.Millisecond))
+	}
 	result.Seconds = math.Round(time.Since(start).Seconds()*1000) / 1000
 	result.ScheduleLateMillis = roundMillis(late.Seconds() * 1000)
 	if !result.Passed {
@@ -105,6 +115,13 @@ func Run(ctx context.Context, options Options) (Result, error) {
 	}
 	return result, nil
 }
+
+const (
+	// lastAnswers is how long requests in flight are awaited after the decision.
+	lastAnswers = 2 * time.Second
+	// noticeable is how late the probe may be to send without a word.
+	noticeable = 50 * time.Millisecond
+)
 
 // sample is one finished request.
 type sample struct {
@@ -123,10 +140,11 @@ type measurement struct {
 	outputs         jsonpath.Path
 	checkOutputs    bool
 	samples         chan sample
+	enough          chan struct{} // closed when no more requests are to be sent
 }
 
 func newMeasurement(options Options) (*measurement, error) {
-	m := &measurement{options: options, samples: make(chan sample, 4*options.Connections)}
+	m := &measurement{options: options, samples: make(chan sample, 4*options.Connections), enough: make(chan struct{})}
 	var err error
 	if m.outputs, m.checkOutputs, err = infer.OutputsPath(options.Outputs); err != nil {
 		return nil, err
@@ -154,7 +172,7 @@ func (m *measurement) load(ctx context.Context) time.Duration {
 		lanes = append(lanes, m.lane(m.live, true))
 	}
 	schedule := openloop.Schedule{Rate: m.options.Rate * float64(len(lanes)), Arrivals: m.options.Arrivals, Seed: m.options.Seed}
-	_, late := openloop.Run(ctx, schedule, lanes, m.options.MaxRequests*len(lanes), nil)
+	_, late := openloop.Run(ctx, schedule, lanes, m.options.MaxRequests*len(lanes), m.enough)
 	return late
 }
 
@@ -163,6 +181,11 @@ func (m *measurement) lane(client *infer.Client, live bool) openloop.Lane {
 		Workers: m.options.Connections,
 		MaxWait: m.options.Timeout,
 		Call: func(ctx context.Context, arrival openloop.Arrival) {
+			select {
+			case <-m.enough: // was waiting for a connection when the decision came
+				return
+			default:
+			}
 			answer, err := client.Do(ctx, m.options.Requests[arrival.Index%len(m.options.Requests)], 200)
 			spent := time.Since(arrival.Scheduled)
 			if err == nil {

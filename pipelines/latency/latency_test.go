@@ -90,7 +90,7 @@ func TestDecisions(t *testing.T) {
 				return math.Inf(1)
 			}
 			return 1
-		}, nil, Fail, 1000, "failed requests <= 1 %: 5.00 %"},
+		}, nil, Fail, 1000, "failed requests <= 1 %: 5."},
 		{"errors allowed", func(o *Options) { o.Limits, o.MaxErrorPercent = []Limit{{Quantile: 0.5, MaxMillis: 50}}, 100 }, func(i int) float64 {
 			if i%20 == 0 {
 				return math.Inf(1)
@@ -133,7 +133,7 @@ func TestUndecidedSaysHowManyMore(t *testing.T) {
 	require.Positive(t, result.Tests[0].MoreRequests)
 	require.Contains(t, result.Reason, "more requests would have decided it")
 
-	result = decide(t, options(t, func(o *Options) { relative(0.95, 20)(o); o.MaxRequests = 150 }), logNormal(9, 10, 0.3), logNormal(10, 10, 0.3))
+	result = decide(t, options(t, func(o *Options) { relative(0.95, 20)(o); o.MaxRequests, o.MaxErrorPercent = 150, 100 }), logNormal(9, 10, 0.3), logNormal(10, 10, 0.3))
 	require.Equal(t, Undecided, result.Decision)
 	require.Positive(t, result.Tests[0].MoreRequests)
 }
@@ -158,9 +158,10 @@ func TestFalseAlarmsOfTheGate(t *testing.T) {
 	require.LessOrEqual(t, float64(wrong[Fail]), runs*0.05+slack)
 }
 
-// One stall at the start delays many requests in a row; a healthy service must survive it.
+// One stall delays many requests in a row. It must not reject a healthy service; that stalls are rare takes longer to show,
+// since ten slow answers in a row are not ten independent ones.
 func TestOneStallDoesNotDecide(t *testing.T) {
-	result := decide(t, options(t, nil), func(i int) float64 {
+	result := decide(t, options(t, func(o *Options) { o.MaxRequests = 20_000 }), func(i int) float64 {
 		if i >= 20 && i < 30 {
 			return 300
 		}

@@ -73,6 +73,9 @@ type Options struct {
 	Log func(line string) `json:"-"`
 }
 
+// Check says what is wrong with the options, as Run would before it sends anything: the error wraps ErrOptions.
+func (o Options) Check() error { return o.complete() }
+
 func (o *Options) complete() error {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%w: "+format, append([]any{ErrOptions}, args...)...)

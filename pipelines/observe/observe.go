@@ -65,6 +65,9 @@ type Options struct {
 	// UnreadyGrace is how long fewer than all pods may be ready, for a pod that is evicted and replaced. No ready pod
 	// at all is never borne. Default 30 s.
 	UnreadyGrace time.Duration `json:"unreadyGrace"`
+	// StrayGrace is how long answers on fresh connections may still come from the other colour: those that were under
+	// way when the traffic moved. Default 10 s.
+	StrayGrace time.Duration `json:"strayGrace"`
 	// SilenceLimit is how long the observer may report no request. Default 15 s.
 	SilenceLimit time.Duration `json:"silenceLimit"`
 }
@@ -99,6 +102,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.UnreadyGrace <= 0 {
 		o.UnreadyGrace = 30 * time.Second
+	}
+	if o.StrayGrace <= 0 {
+		o.StrayGrace = 10 * time.Second
 	}
 	if o.SilenceLimit <= 0 {
 		o.SilenceLimit = 15 * time.Second
@@ -167,7 +173,7 @@ func Run(ctx context.Context, o Options) (Result, error) {
 				}
 				return finish("the observer of the live service stopped")
 			}
-			if reason := b.sample(s); reason != "" {
+			if reason := b.sample(s, time.Now()); reason != "" {
 				return finish(reason)
 			}
 		case p := <-pods:
@@ -194,6 +200,8 @@ type bake struct {
 	started time.Time
 
 	first *Sample
+	// settled is the last sample of the time in which answers of the other colour are let pass.
+	settled *Sample
 	// heard is when the observer's count last grew.
 	heard time.Time
 
@@ -210,13 +218,13 @@ type bake struct {
 }
 
 // sample takes a count of the observer and returns a reason to stop.
-func (b *bake) sample(s Sample) string {
+func (b *bake) sample(s Sample, now time.Time) string {
 	if b.first == nil {
 		b.first = &s
 	}
 	requests, failed := s.Requests-b.first.Requests, s.Failed-b.first.Failed
 	if requests > b.result.Requests {
-		b.heard = time.Now()
+		b.heard = now
 	}
 	b.result.Requests, b.result.Failed = requests, failed
 	for _, counts := range []struct{ now, then map[string]int }{{s.Fresh, b.first.Fresh}, {s.Kept, b.first.Kept}} {
@@ -224,8 +232,11 @@ func (b *bake) sample(s Sample) string {
 			b.result.Answers[colour] = s.Fresh[colour] + s.Kept[colour] - b.first.Fresh[colour] - b.first.Kept[colour]
 		}
 	}
+	if now.Sub(b.started) < b.o.StrayGrace || b.settled == nil {
+		b.settled = &s
+	}
 	for _, colour := range slices.Sorted(maps.Keys(s.Fresh)) {
-		if n := s.Fresh[colour] - b.first.Fresh[colour]; colour != b.o.Colour && n > 0 {
+		if n := s.Fresh[colour] - b.settled.Fresh[colour]; colour != b.o.Colour && n > 0 {
 			return fmt.Sprintf("%d new connections were answered by %s, which is not live", n, name(colour))
 		}
 	}

@@ -102,13 +102,14 @@ func TestRun(t *testing.T) {
 			require.Positive(t, r.Answers["green"])
 			require.Positive(t, r.Answers["blue"], "kept connections may stay")
 		}},
-		"without an observer": {},
-		"one request fails":   {observer: steady{each: Sample{Requests: 50, Failed: 1, Failure: "503"}}, reason: "requests failed, none may: 503"},
-		"few fail":            {observer: steady{each: Sample{Requests: 200, Failed: 1, Fresh: map[string]int{"green": 199}}}, change: func(o *Options) { o.MaxFailed = 0.01 }},
-		"too many fail":       {observer: steady{each: Sample{Requests: 200, Failed: 5, Failure: "503"}}, change: func(o *Options) { o.MaxFailed = 0.01 }, reason: "requests failed, 1 % may: 503"},
-		"other colour":        {observer: steady{each: Sample{Requests: 2, Fresh: map[string]int{"green": 1, "blue": 1}}}, reason: "new connections were answered by blue, which is not live"},
-		"silence":             {observer: steady{}, change: func(o *Options) { o.SilenceLimit = 300 * time.Millisecond }, reason: "has reported no request for 300ms"},
-		"observer ends":       {observer: steady{each: Sample{Requests: 1}, ends: true}, reason: "observer of the live service stopped"},
+		"without an observer":           {},
+		"one request fails":             {observer: steady{each: Sample{Requests: 50, Failed: 1, Failure: "503"}}, reason: "requests failed, none may: 503"},
+		"few fail":                      {observer: steady{each: Sample{Requests: 200, Failed: 1, Fresh: map[string]int{"green": 199}}}, change: func(o *Options) { o.MaxFailed = 0.01 }},
+		"too many fail":                 {observer: steady{each: Sample{Requests: 200, Failed: 5, Failure: "503"}}, change: func(o *Options) { o.MaxFailed = 0.01 }, reason: "requests failed, 1 % may: 503"},
+		"other colour":                  {observer: steady{each: Sample{Requests: 2, Fresh: map[string]int{"green": 1, "blue": 1}}}, change: func(o *Options) { o.StrayGrace = 200 * time.Millisecond }, reason: "new connections were answered by blue, which is not live"},
+		"other colour in the beginning": {observer: steady{each: Sample{Requests: 2, Fresh: map[string]int{"green": 1, "blue": 1}}}},
+		"silence":                       {observer: steady{}, change: func(o *Options) { o.SilenceLimit = 300 * time.Millisecond }, reason: "has reported no request for 300ms"},
+		"observer ends":                 {observer: steady{each: Sample{Requests: 1}, ends: true}, reason: "observer of the live service stopped"},
 		"restart": {observer: fine, reason: "container service of pod a was restarted (OOMKilled, exit code 137)", during: changePod(func(p *corev1.Pod) {
 			p.Status.ContainerStatuses[0].RestartCount = 4
 			p.Status.ContainerStatuses[0].LastTerminationState.Terminated = &corev1.ContainerStateTerminated{Reason: "OOMKilled", ExitCode: 137}

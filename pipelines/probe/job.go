@@ -73,9 +73,9 @@ func buildJob(options Options, name string) *batchv1.Job {
 			BackoffLimit:         new(int32(2)),
 			PodReplacementPolicy: new(batchv1.Failed),
 			PodFailurePolicy: &batchv1.PodFailurePolicy{Rules: []batchv1.PodFailurePolicyRule{
-				onExit(batchv1.PodFailurePolicyActionFailJob, 1, 2),
 				{Action: batchv1.PodFailurePolicyActionIgnore, OnPodConditions: []batchv1.PodFailurePolicyOnPodConditionsPattern{
 					{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue}}},
+				onExit(batchv1.PodFailurePolicyActionFailJob, 1, 2),
 			}},
 			Template: corev1.PodTemplateSpec{
 				ObjectMeta: metav1.ObjectMeta{Labels: own},

@@ -146,6 +146,9 @@ func (v Value) compareNumbers(place string, got any, want json.Number) string {
 	if within(g, w, v.Absolute, v.Relative) {
 		return ""
 	}
+	if v.Absolute == 0 && v.Relative == 0 {
+		return fmt.Sprintf("%s is %s instead of %s", place, number, want)
+	}
 	return fmt.Sprintf("%s is %s instead of %s (off by %.3g, allowed %.3g)", place, number, want, math.Abs(g-w), max(v.Absolute, v.Relative*math.Abs(w)))
 }
 

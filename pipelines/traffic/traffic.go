@@ -122,8 +122,8 @@ type Options struct {
 	Settle time.Duration `json:"settle"`
 	// Quorum is how many answers on fresh connections To must have given in that time. Default 10.
 	Quorum int `json:"quorum"`
-	// GiveUpAfter is how many failures in a row, with no answer from To, end the wait early. Default 20.
-	GiveUpAfter int `json:"giveUpAfter"`
+	// GiveUpAfter is for how long requests may fail with no answer from To in between. Default 2 s.
+	GiveUpAfter time.Duration `json:"giveUpAfter"`
 }
 
 // Result is what the switch did, as the data path saw it.
@@ -159,7 +159,7 @@ func (o Options) withDefaults() Options {
 		o.Quorum = 10
 	}
 	if o.GiveUpAfter <= 0 {
-		o.GiveUpAfter = 20
+		o.GiveUpAfter = 2 * time.Second
 	}
 	if o.Log == nil {
 		o.Log = io.Discard
@@ -236,6 +236,9 @@ func firstSample(ctx context.Context, samples <-chan Sample, limit time.Duration
 	}
 }
 
+// minFailures in a row are not chance.
+const minFailures = 5
+
 // confirm watches until From has got no new connection for a while in which To answered many.
 func (o Options) confirm(ctx context.Context, samples <-chan Sample, first Sample, started time.Time, result *Result) error {
 	deadline := time.NewTimer(o.Timeout)
@@ -245,6 +248,7 @@ func (o Options) confirm(ctx context.Context, samples <-chan Sample, first Sampl
 		lastOld   = started // when From was last seen on a fresh connection
 		base      = first   // the sample after which To's answers count
 		lastGood  = first
+		goodAt    = started
 		exactOld  time.Time
 		unsettled = func(why string) error {
 			return fmt.Errorf("%w: %s -> %s: %s", ErrUnconfirmed, o.From, o.To, why)
@@ -262,13 +266,14 @@ func (o Options) confirm(ctx context.Context, samples <-chan Sample, first Sampl
 				exactOld = s.LastFresh[o.From]
 			}
 			if s.Fresh[o.To] > last.Fresh[o.To] {
-				lastGood = s
+				lastGood, goodAt = s, now
 			}
 			last = s
 			result.Requests, result.Failed = s.Requests-first.Requests, s.Failed-first.Failed
 			result.KeptOnFrom = s.Kept[o.From] - first.Kept[o.From]
 			result.Failure = s.Failure
-			if s.Failed-lastGood.Failed >= o.GiveUpAfter {
+			// A gap of a moment is for the report; a target that does not answer at all is not waited for.
+			if s.Failed-lastGood.Failed >= minFailures && now.Sub(goodAt) >= o.GiveUpAfter {
 				return unsettled(fmt.Sprintf("%d requests in a row failed: %s", s.Failed-lastGood.Failed, s.Failure))
 			}
 			if now.Sub(lastOld) >= o.Settle && s.Fresh[o.To]-base.Fresh[o.To] >= o.Quorum {

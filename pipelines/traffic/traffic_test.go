@@ -239,7 +239,7 @@ func TestRun(t *testing.T) {
 			c.path.client = client
 			var log bytes.Buffer
 			result, err := Run(t.Context(), Options{
-				Router: r, Observer: c.path, From: blue, To: green, Timeout: time.Second, Settle: 100 * time.Millisecond, Quorum: 5, Log: &log,
+				Router: r, Observer: c.path, From: blue, To: green, Timeout: time.Second, Settle: 100 * time.Millisecond, Quorum: 5, GiveUpAfter: 300 * time.Millisecond, Log: &log,
 			})
 			require.Equal(t, c.moved, result.Moved)
 			if c.want != nil {

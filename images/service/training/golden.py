@@ -79,7 +79,7 @@ def _case(name: str, indices: list[int], part: digits.Part, mean: torch.Tensor) 
     for position, index in enumerate(indices):
         label = int(part.labels[index])
         values.append({"path": f"$.classes[{position}]", "equals": label})
-        for other in {label, (label + 1) % CLASSES, int(mean[index].argsort()[-2])}:
+        for other in sorted({label, (label + 1) % CLASSES, int(mean[index].argsort()[-2])}):
             expected = round(float(mean[index][other]), 4)
             values.append({"path": f"$.outputs[{position}][{other}]", "equals": expected, "absolute": TOLERANCE})
     images = [[int(pixel) for pixel in part.images[index]] for index in indices]

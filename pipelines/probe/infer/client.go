@@ -48,6 +48,9 @@ const (
 	DefaultTimeout = 10 * time.Second
 	// DefaultMaxBody is the largest body in bytes that is read.
 	DefaultMaxBody = 4 << 20
+	// idleTimeout is below the 5 s after which common servers (uvicorn, Node) close an idle connection: a client that keeps
+	// one for longer sends requests into the closing, and the failure is its own.
+	idleTimeout = 4 * time.Second
 )
 
 // Options say how a Client connects.
@@ -89,7 +92,7 @@ func NewClient(baseURL string, options Options) (*Client, error) {
 		DisableCompression:     true,
 		MaxConnsPerHost:        options.Connections,
 		MaxIdleConnsPerHost:    max(options.Connections, 2),
-		IdleConnTimeout:        90 * time.Second,
+		IdleConnTimeout:        idleTimeout,
 		TLSHandshakeTimeout:    options.Timeout,
 		ResponseHeaderTimeout:  options.Timeout,
 		MaxResponseHeaderBytes: 64 << 10,

@@ -39,7 +39,7 @@ const (
 	maxAge = 3 * 24 * time.Hour
 
 	// revision is part of the key of a database: raise it when the code changes what is in it.
-	revision = "1"
+	revision = "2"
 
 	schemaVersion  = 2
 	layerMediaType = "application/vnd.aquasec.trivy.db.layer.v1.tar+gzip"

@@ -113,7 +113,6 @@ func describe(a pythonAdvisory, nvd string) (*trivy.Vulnerability, error) {
 		CVSS:           trivy.VendorCVSS{},
 		PublishedDate:  a.published(),
 	}
-	highest := trivy.SeverityUnknown
 	for source, vector := range map[trivy.SourceID]string{sourceOSV: a.vector(), sourceNVD: nvd} {
 		if vector == "" {
 			continue
@@ -123,9 +122,7 @@ func describe(a pythonAdvisory, nvd string) (*trivy.Vulnerability, error) {
 			return nil, err
 		}
 		v.VendorSeverity[source], v.CVSS[source] = s.severity, s.cvss
-		highest = max(highest, s.severity)
 	}
-	v.Severity = highest.String()
 	return v, nil
 }
 

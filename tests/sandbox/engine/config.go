@@ -96,8 +96,8 @@ func renderHosts(opts Options, hosts []byte) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// engineEnvironment is what the engine's process gets of this one's environment: what it needs to reach the network.
-func engineEnvironment() []string {
+// proxyEnvironment is what the engine gets of this process's environment: what it needs to reach the network.
+func proxyEnvironment() []string {
 	var env []string
 	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "FTP_PROXY"} {
 		for _, spelled := range []string{name, strings.ToLower(name)} {

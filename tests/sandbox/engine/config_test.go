@@ -103,17 +103,21 @@ func TestPlaceCheck(t *testing.T) {
 	}
 }
 
-func TestOptionsKey(t *testing.T) {
-	base := Options{}.withDefaults()
+func TestPlan(t *testing.T) {
+	t.Setenv("HTTPS_PROXY", "http://proxy.example:3128")
+	p := place{root: "/cache", dir: "/cache/run/engine"}
 	built := artifacts{programs: "/p", sdk: "/s", digest: "sha256:1"}
-	require.Equal(t, base.key(built), Options{}.withDefaults().key(built))
-
-	other := base
-	other.RegistryNames = []string{"another.localhost"}
-	require.NotEqual(t, base.key(built), other.key(built))
-
-	built.digest = "sha256:2"
-	require.NotEqual(t, base.key(artifacts{programs: "/p", sdk: "/s", digest: "sha256:1"}), base.key(built))
+	plan := func(opts Options, built artifacts) engineRun {
+		run, err := p.plan(t.Context(), opts.withDefaults(), built)
+		require.NoError(t, err)
+		return run
+	}
+	base := plan(Options{}, built)
+	require.Contains(t, base.environment, "HTTPS_PROXY=http://proxy.example:3128")
+	require.Contains(t, base.environment, "DAGGER_GO_SDK_MANIFEST_DIGEST=sha256:1")
+	require.Equal(t, base.key(), plan(Options{}, built).key())
+	require.NotEqual(t, base.key(), plan(Options{RegistryNames: []string{"another.localhost"}}, built).key())
+	require.NotEqual(t, base.key(), plan(Options{}, artifacts{programs: "/p", sdk: "/s", digest: "sha256:2"}).key())
 }
 
 func TestDebianPackages(t *testing.T) {

@@ -91,15 +91,18 @@ func Up(ctx context.Context, opts Options) (Info, error) {
 	}
 	defer unlock()
 	info := Info{CLI: filepath.Join(built.programs, "usr/local/bin/dagger"), RunnerHost: "unix://" + at.socket()}
-	key := opts.key(built)
-	if at.answersFor(key) {
+	run, err := at.plan(ctx, opts, built)
+	if err != nil {
+		return Info{}, fmt.Errorf("starting the Dagger engine: %w", err)
+	}
+	if at.answersFor(run.key()) {
 		return info, nil
 	}
 	if err := at.stop(ctx, opts.Log); err != nil {
 		return Info{}, fmt.Errorf("clearing an earlier Dagger engine: %w", err)
 	}
 	fmt.Fprintf(opts.Log, "engine: starting Dagger %s\n", Version)
-	if err := at.start(ctx, opts, built, key); err != nil {
+	if err := at.start(ctx, run); err != nil {
 		err = fmt.Errorf("starting the Dagger engine: %w", err)
 		// The start may have failed because ctx ended; what it left must go all the same.
 		if stopErr := at.stop(context.WithoutCancel(ctx), opts.Log); stopErr != nil {
@@ -140,11 +143,6 @@ func (o Options) withDefaults() Options {
 	}
 	o.Log = logTo(o.Log)
 	return o
-}
-
-func (o Options) key(built artifacts) string {
-	parts := append([]string{built.programs, built.sdk, built.digest, o.RegistryAddr}, o.RegistryNames...)
-	return cache.Key(append(parts, engineEnvironment()...)...)
 }
 
 func logTo(w io.Writer) io.Writer {

@@ -18,7 +18,7 @@ import (
 
 const (
 	forwardSetting = "/proc/sys/net/ipv4/ip_forward"
-	networkName    = "glengine" // the bridge is called glengine0
+	networkPrefix  = "gle"
 	groupPrefix    = "greenlight-engine-"
 	addressDir     = "/var/lib/cni" // where CNI plugins keep the addresses in use; covered by the engine's own
 )
@@ -90,11 +90,11 @@ func (p place) snapshot(ctx context.Context, key string, trees []hierarchy) (*jo
 		return nil, err
 	}
 	j := &journal{
-		Key: key, Network: networkName, Subnet: subnet,
+		Key: key, Network: networkPrefix + p.id(), Subnet: subnet,
 		Forwarding: string(forwarding), Rules: saveRules(ctx), Tables: nftTables(ctx),
 	}
 	for _, tree := range trees {
-		j.Groups = append(j.Groups, filepath.Join(tree.Own, p.group()))
+		j.Groups = append(j.Groups, filepath.Join(tree.Own, groupPrefix+p.id()))
 	}
 	if _, err := os.Stat(addressDir); errors.Is(err, fs.ErrNotExist) {
 		j.Directories = append(j.Directories, addressDir)
@@ -102,8 +102,9 @@ func (p place) snapshot(ctx context.Context, key string, trees []hierarchy) (*jo
 	return j, nil
 }
 
-// group is the name of the engine's control group: one for each sandbox on a machine.
-func (p place) group() string { return groupPrefix + cache.Key(p.root)[:8] }
+// id tells the sandboxes of one machine apart. It is short: with a prefix and a number it names a network interface, which
+// takes 15 characters.
+func (p place) id() string { return cache.Key(p.root)[:8] }
 
 // usedSubnets lists the host's addresses and routes.
 func usedSubnets(ctx context.Context) ([]netip.Prefix, error) {

@@ -86,7 +86,7 @@ func unneededInGoroot(name string, dir bool) bool {
 
 // mountPoints leaves out the directories that were mounted on while the layer was made.
 func mountPoints(name string, dir bool) bool {
-	return dir && (name == "dev" || name == "usr/local/go")
+	return dir && (name == "dev" || name == "proc" || name == "usr/local/go")
 }
 
 const (

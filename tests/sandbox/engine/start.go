@@ -12,19 +12,73 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/greenlight-ci/greenlight/tests/sandbox/cache"
 )
 
+const searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// engineRun is everything that makes one run of the engine what it is.
+type engineRun struct {
+	built       artifacts
+	config      []byte   // /etc/dagger/engine.json
+	hosts       []byte   // /etc/hosts
+	resolv      []byte   // /etc/resolv.conf
+	script      []byte   // enters the namespaces and starts the engine
+	environment []string // of the engine
+}
+
+// key tells whether a run is the same as another.
+func (r engineRun) key() string {
+	parts := []string{r.built.programs, r.built.sdk, r.built.digest, string(r.config), string(r.hosts), string(r.resolv), string(r.script)}
+	return cache.Key(append(parts, r.environment...)...)
+}
+
+// plan works out a run from the options and the host, and changes nothing.
+func (p place) plan(ctx context.Context, opts Options, built artifacts) (engineRun, error) {
+	r := engineRun{built: built}
+	var err error
+	if r.config, err = renderConfig(opts); err != nil {
+		return r, err
+	}
+	hosts, err := os.ReadFile("/etc/hosts")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return r, err
+	}
+	if r.hosts, err = renderHosts(opts, hosts); err != nil {
+		return r, err
+	}
+	// A copy, because /etc/resolv.conf may be a mount or a link to below /run, and the engine sees neither.
+	if r.resolv, err = os.ReadFile("/etc/resolv.conf"); err != nil {
+		return r, err
+	}
+	if r.script, err = embedded.ReadFile("sources/enter.sh.txt"); err != nil {
+		return r, err
+	}
+	goproxy, err := command{}.output(ctx, "go", "env", "GOPROXY")
+	if err != nil {
+		return r, err
+	}
+	r.environment = append([]string{
+		searchPath, "HOME=" + p.temporary(), "TMPDIR=" + p.temporary(),
+		"DAGGER_GO_SDK_MANIFEST_DIGEST=" + built.digest,
+		// What the Go SDK's containers get: the image's own modules first, then whatever this machine uses.
+		"_DAGGER_ENGINE_SYSTEMENV_GOPROXY=file:///" + proxyDir + "," + strings.TrimSpace(string(goproxy)),
+	}, proxyEnvironment()...)
+	return r, nil
+}
+
 // start starts an engine on a host that has none, and waits until it answers.
-func (p place) start(ctx context.Context, opts Options, built artifacts, key string) error {
+func (p place) start(ctx context.Context, run engineRun) error {
 	trees, err := ownHierarchies()
 	if err != nil {
 		return err
 	}
-	j, err := p.snapshot(ctx, key, trees)
+	j, err := p.snapshot(ctx, run.key(), trees)
 	if err != nil {
 		return fmt.Errorf("recording the host's state: %w", err)
 	}
-	if err := p.prepare(opts, built); err != nil {
+	if err := p.prepare(run); err != nil {
 		return err
 	}
 	if err := j.write(p.journal()); err != nil {
@@ -41,7 +95,7 @@ func (p place) start(ctx context.Context, opts Options, built artifacts, key str
 			return fmt.Errorf("making a control group: %w", err)
 		}
 	}
-	if err := p.launch(opts, built, j, trees); err != nil {
+	if err := p.launch(run, j, trees); err != nil {
 		return err
 	}
 	return p.await(ctx)
@@ -65,13 +119,13 @@ func ownHierarchies() ([]hierarchy, error) {
 
 // prepare writes the files that the engine reads, and drops its cache if that was made with another Go SDK image: cache
 // volumes are filled from the image once.
-func (p place) prepare(opts Options, built artifacts) error {
+func (p place) prepare(run engineRun) error {
 	stamp := filepath.Join(p.state(), "sdk-digest")
 	have, err := os.ReadFile(stamp)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if string(have) != built.digest {
+	if string(have) != run.built.digest {
 		if err := os.RemoveAll(p.state()); err != nil {
 			return fmt.Errorf("dropping the cache of another version: %w", err)
 		}
@@ -86,32 +140,12 @@ func (p place) prepare(opts Options, built artifacts) error {
 			return err
 		}
 	}
-	config, err := renderConfig(opts)
-	if err != nil {
-		return err
-	}
-	hosts, err := os.ReadFile("/etc/hosts")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if hosts, err = renderHosts(opts, hosts); err != nil {
-		return err
-	}
-	// A copy, because /etc/resolv.conf may be a mount or a link to below /run, and the engine sees neither.
-	resolv, err := os.ReadFile("/etc/resolv.conf")
-	if err != nil {
-		return err
-	}
-	script, err := embedded.ReadFile("sources/enter.sh.txt")
-	if err != nil {
-		return err
-	}
 	for path, data := range map[string][]byte{
-		filepath.Join(p.layer(), "dagger/engine.json"): config,
-		filepath.Join(p.layer(), "hosts"):              hosts,
-		filepath.Join(p.layer(), "resolv.conf"):        resolv,
-		p.script():                                     script,
-		stamp:                                          []byte(built.digest),
+		filepath.Join(p.layer(), "dagger/engine.json"): run.config,
+		filepath.Join(p.layer(), "hosts"):              run.hosts,
+		filepath.Join(p.layer(), "resolv.conf"):        run.resolv,
+		p.script():                                     run.script,
+		stamp:                                          []byte(run.built.digest),
 	} {
 		if err := os.WriteFile(path, data, 0o644); err != nil {
 			return err
@@ -121,30 +155,18 @@ func (p place) prepare(opts Options, built artifacts) error {
 }
 
 // launch starts the first process of the engine's namespaces, which waits until its pid is recorded.
-func (p place) launch(opts Options, built artifacts, j *journal, trees []hierarchy) error {
-	goproxy, err := command{}.output(context.Background(), "go", "env", "GOPROXY")
-	if err != nil {
-		return err
-	}
-	const path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-	environment := append([]string{
-		path, "HOME=" + p.temporary(), "TMPDIR=" + p.temporary(),
-		"DAGGER_GO_SDK_MANIFEST_DIGEST=" + built.digest,
-		// The image's own modules first, then whatever this machine uses.
-		"GOPROXY=file:///" + proxyDir + "," + strings.TrimSpace(string(goproxy)),
-	}, engineEnvironment()...)
-
+func (p place) launch(run engineRun, j *journal, trees []hierarchy) error {
 	n := network{Name: j.Network, Subnet: j.Subnet}
 	cmd := exec.Command("sh", p.script(), "--addr", "unix://"+p.socket(), "--root", p.state(),
 		"--network-name", n.Name, "--network-cidr", n.Subnet.String())
 	cmd.Env = []string{
-		path,
+		searchPath,
 		"CGROUPS=" + groupLines(trees, j.Groups),
-		"LAYERS_USR=" + filepath.Join(built.sdk, "usr") + ":" + filepath.Join(built.programs, "usr"),
-		"LAYERS_OPT=" + filepath.Join(built.programs, "opt"),
+		"LAYERS_USR=" + filepath.Join(run.built.sdk, "usr") + ":" + filepath.Join(run.built.programs, "usr"),
+		"LAYERS_OPT=" + filepath.Join(run.built.programs, "opt"),
 		"LAYERS_ETC=" + p.layer(),
 		"SCRATCH=" + p.scratch(),
-		"ENGINE_ENV=" + strings.Join(environment, "\n"),
+		"ENGINE_ENV=" + strings.Join(run.environment, "\n"),
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS}
 	wait, release, err := os.Pipe()

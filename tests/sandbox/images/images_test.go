@@ -25,8 +25,10 @@ func TestHostMirrors(t *testing.T) {
 		{name: "deb822", release: debian, sources: "# comment\nTypes: deb deb-src\nURIs: http://m.example/debian\nSuites: bookworm\n bookworm-updates\nComponents: main\n\n" +
 			"Types: deb\nURIs: http://m.example/security\nSuites: bookworm-security\nComponents: main contrib\n", want: mirrors{"http://m.example/debian", "http://m.example/security"}},
 		{name: "one line", release: debian, list: "deb [arch=amd64 signed-by=/a b] http://m.example/d bookworm main # x\ndeb http://m.example/s bookworm-security main\n", want: mirrors{"http://m.example/d", "http://m.example/s"}},
-		{name: "disabled and sources only", release: debian, list: "# deb http://a.example b main\ndeb-src http://a.example bookworm main\n",
-			sources: "Types: deb\nEnabled: no\nURIs: http://a.example\nSuites: bookworm\nComponents: main\n", want: mirrors{}},
+		{
+			name: "disabled and sources only", release: debian, list: "# deb http://a.example b main\ndeb-src http://a.example bookworm main\n",
+			sources: "Types: deb\nEnabled: no\nURIs: http://a.example\nSuites: bookworm\nComponents: main\n", want: mirrors{},
+		},
 		{name: "other suites and components", release: debian, list: "deb http://a.example nodistro main\ndeb http://a.example bookworm contrib\n", want: mirrors{}},
 		{name: "other methods", release: debian, list: "deb cdrom:[Debian 12]/ bookworm main\ndeb file:/srv/debian bookworm main\ndeb https://a.example bookworm main\n", want: mirrors{Main: "https://a.example"}},
 		{name: "no security", release: debian, list: "deb http://a.example bookworm main\n", want: mirrors{Main: "http://a.example"}},
