@@ -79,7 +79,9 @@ func (s *Scan) Sbom() *dagger.File { return s.Files.File("sbom.cdx.json") }
 // All of the scan's files.
 func (s *Scan) Directory() *dagger.Directory { return s.Files }
 
-// Scan a published image with Trivy. Findings are reported, not judged: the scan gate of a release does that.
+// Scan a published image with Trivy.
+//
+// Findings are reported, not judged: the scan gate of a release does that.
 //
 // +cache="never"
 func (m *Greenlight) Scan(

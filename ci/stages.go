@@ -72,8 +72,9 @@ func (m *Greenlight) Build(
 	return i.build(args, from), nil
 }
 
-// Check everything that a release needs and that can be checked without changing anything: config, credentials, rights in
-// the cluster, the lock, GPU capacity for the candidate. Returns what it found.
+// Check all that a release needs, without changing anything.
+//
+// That is the config, the keys, the rights in the cluster, the lock, and that the candidate's pods can be scheduled.
 //
 // +cache="never"
 func (m *Greenlight) Preflight(
@@ -136,8 +137,9 @@ func (m *Greenlight) Preflight(
 	return done.stdout, nil
 }
 
-// Move live traffic back to the previous version, from warm or cold. After a release that was killed, it first restores
-// what that one left.
+// Move live traffic back to the previous version.
+//
+// That version is brought back from warm or cold first. After a release that was killed, what that one left is restored.
 //
 // +cache="never"
 func (m *Greenlight) Rollback(

@@ -119,7 +119,7 @@ func TestJudge(t *testing.T) {
 		"scaled up by an autoscaler": {pods: []func(*corev1.Pod){ready}, change: func(d *appsv1.Deployment) { d.Generation = 3; *d.Spec.Replicas = 2 }, want: "pods are being created"},
 		"image not there": {
 			pods:     []func(*corev1.Pod){waiting("ErrImagePull", `rpc error: code = NotFound desc = failed to resolve image: r/x@sha256:0: not found`)},
-			hopeless: true, want: "cannot be pulled: rpc error: code = NotFound",
+			hopeless: true, want: "cannot be pulled: r/x@sha256:0: not found",
 		},
 		"image forbidden": {pods: []func(*corev1.Pod){waiting("ErrImagePull", `failed to authorize: 401 Unauthorized`)}, hopeless: true, want: "401 Unauthorized"},
 		"registry down":   {pods: []func(*corev1.Pod){waiting("ErrImagePull", "dial tcp 10.0.0.1:443: connect: connection refused")}, want: "connection refused"},
@@ -153,6 +153,10 @@ func TestJudge(t *testing.T) {
 			events: []corev1.Event{event("Unhealthy", "Readiness probe failed: old"), event("Unhealthy", "Readiness probe failed: HTTP probe failed with statuscode: 500")},
 		},
 		"still starting": {pods: []func(*corev1.Pod){func(p *corev1.Pod) { no := false; p.Status.ContainerStatuses[0].Started = &no }}, want: "running, still starting"},
+		"root": {
+			pods:  []func(*corev1.Pod){waiting("CreateContainerConfigError", `container has runAsNonRoot and image will run as root (pod: "a_b(c)", container: service)`)},
+			after: 10 * time.Second, hopeless: true, want: "image will run as root; give the image a numeric USER other than 0",
+		},
 		"config map key": {
 			pods:  []func(*corev1.Pod){waiting("CreateContainerConfigError", "couldn't find key mode in ConfigMap team/settings")},
 			after: 10 * time.Second, hopeless: true, want: "CreateContainerConfigError: couldn't find key mode",
@@ -215,5 +219,18 @@ func TestJudge(t *testing.T) {
 			require.NotContains(t, got.reason, "preemption")
 			require.NotContains(t, got.reason, "\x1b")
 		})
+	}
+}
+
+func TestPullError(t *testing.T) {
+	const ref = "r.example:5000/x@sha256:0"
+	for message, want := range map[string]string{
+		`rpc error: code = NotFound desc = failed to pull and unpack image "` + ref + `": failed to resolve image: ` + ref + `: not found`:                                "not found",
+		`failed to pull and unpack image "` + ref + `": failed to resolve reference "` + ref + `": failed to do request: Head "https://r/": dial tcp: connection refused`: `Head "https://r/": dial tcp: connection refused`,
+		`Back-off pulling image "` + ref + `": ErrImagePull: rpc error: code = Unknown desc = failed to authorize: 401 Unauthorized`:                                      "failed to authorize: 401 Unauthorized",
+		`Back-off pulling image "` + ref + `"`: `Back-off pulling image "` + ref + `"`,
+		"":                                     "",
+	} {
+		require.Equal(t, want, pullError(message, ref))
 	}
 }

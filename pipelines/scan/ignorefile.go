@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"gopkg.in/yaml.v3"
@@ -28,8 +29,8 @@ type ignoreRule struct {
 	Statement string    `yaml:"statement"`
 }
 
-// checkIgnoreFile refuses what Trivy lets pass: a file that is not there, and in YAML a key that it does not know, such
-// as a misspelt expiry, which would make a rule hold for ever.
+// checkIgnoreFile refuses what Trivy lets pass: a file that is not there, and what it does not understand, such as a
+// misspelt expiry, which would make a rule hold for ever.
 func checkIgnoreFile(path string) error {
 	if path == "" {
 		return nil
@@ -39,7 +40,7 @@ func checkIgnoreFile(path string) error {
 		return fmt.Errorf("%w: ignore file: %w", ErrOptions, err)
 	}
 	if extension := filepath.Ext(path); extension != ".yaml" && extension != ".yml" {
-		return nil
+		return checkIgnoreLines(path, string(data))
 	}
 	decoder := yaml.NewDecoder(bytes.NewReader(data))
 	decoder.KnownFields(true)
@@ -51,6 +52,23 @@ func checkIgnoreFile(path string) error {
 		for i, rule := range section {
 			if rule.ID == "" {
 				return fmt.Errorf("%w: ignore file %s: rule %d of a section has no id", ErrOptions, path, i+1)
+			}
+		}
+	}
+	return nil
+}
+
+// checkIgnoreLines checks the plain form: an ID in a line, with exp:<date> after it where it expires, and comments.
+func checkIgnoreLines(path, content string) error {
+	number := 0
+	for line := range strings.Lines(content) {
+		number++
+		rule, _, _ := strings.Cut(line, "#")
+		fields := strings.Fields(rule)
+		for _, field := range fields[min(1, len(fields)):] {
+			date, isExpiry := strings.CutPrefix(field, "exp:")
+			if _, err := time.Parse(time.DateOnly, date); err != nil || !isExpiry {
+				return fmt.Errorf("%w: ignore file %s:%d: %q after the id; only exp:YYYY-MM-DD and # comments may stand there", ErrOptions, path, number, field)
 			}
 		}
 	}

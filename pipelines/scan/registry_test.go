@@ -43,7 +43,7 @@ func vulnerableImage() map[string]string {
 		"etc/os-release":      "ID=debian\nVERSION_ID=\"13\"\n",
 		"etc/debian_version":  "13.1\n",
 		"var/lib/dpkg/status": "Package: libssl3\nStatus: install ok installed\nSource: openssl\nVersion: 3.0.1-1\nArchitecture: amd64\n\nPackage: base-files\nStatus: install ok installed\nVersion: 13\nArchitecture: amd64\n",
-		"usr/lib/python3/dist-packages/flask-1.0.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: Flask\nVersion: 1.0.0\n",
+		"usr/lib/python3/dist-packages/flask-1.0.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: flask\nVersion: 1.0.0\n",
 	}
 }
 

@@ -124,6 +124,9 @@ func run(ctx context.Context, o Options) (Report, error) {
 	if err := database.prepare(ctx); err != nil {
 		return Report{}, err
 	}
+	if database.source.Repository != "" {
+		o.DatabaseRepositories = []string{database.source.Repository}
+	}
 	trivy, err := openTrivy(ctx, o, image.String(), database.fresh)
 	if err != nil {
 		return Report{}, err

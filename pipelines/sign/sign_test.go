@@ -351,7 +351,9 @@ func TestAttestations(t *testing.T) {
 	require.ErrorIs(t, check(second, sign.CycloneDX), sign.ErrUnverified)
 
 	for _, bad := range []sign.Attestation{
-		{Type: "nonsense", Content: []byte(`{}`)}, {Type: sign.CycloneDX, Content: []byte(`{`)}, {Type: sign.CycloneDX, File: filepath.Join(t.TempDir(), "none.json")},
+		{Type: "nonsense", Content: []byte(`{}`)},
+		{Type: sign.CycloneDX, Content: []byte(`{`)},
+		{Type: sign.CycloneDX, File: filepath.Join(t.TempDir(), "none.json")},
 		{Type: sign.SLSA, Content: []byte(`{}`)},
 	} {
 		require.ErrorIs(t, run(key, bad), sign.ErrPredicate, bad.Type)

@@ -282,7 +282,10 @@ func (r *run) checkCases(ctx context.Context) {
 		status := c.Expect.Status
 		setDefault(&status, 200)
 		answer, err := r.candidate.Do(ctx, c.Request, status)
-		if unanswered++; answer.Status != 0 {
+		switch infer.KindOf(err) {
+		case infer.Refused, infer.Unreachable, infer.TimedOut, infer.Closed:
+			unanswered++
+		default:
 			unanswered = 0
 		}
 		if err == nil && r.checkOutputs && status == 200 {

@@ -154,7 +154,9 @@ func TestMisbehavingServices(t *testing.T) {
 				connection.Close()
 			}
 		}, "closed before the answer was complete"},
-		{"HTML", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<!DOCTYPE html><p>Bad Gateway") }, "HTML page"},
+		{"HTML", func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, "<!DOCTYPE html><p>Bad Gateway")
+		}, "HTML page"},
 		{"ten megabytes", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
 			_, _ = io.WriteString(w, `{"outputs":[[1]],"x":"`+strings.Repeat("x", 10<<20)+`"}`)

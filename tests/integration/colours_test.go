@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -79,7 +80,8 @@ func TestColours(t *testing.T) {
 		moved, err := traffic.Run(t.Context(), traffic.Options{Router: router, Observer: switchObserver{l}, From: from, To: to, Log: testLog{t}})
 		require.NoError(t, err)
 		require.True(t, moved.Confirmed)
-		require.LessOrEqual(t, moved.Seconds, 1.0)
+		// Far above what it takes; the figure itself is for the benchmark.
+		require.LessOrEqual(t, moved.Seconds, 5.0)
 		from, to = to, from
 	}
 	// Five switches end on green.
@@ -145,7 +147,7 @@ func TestNotReady(t *testing.T) {
 			t.Parallel()
 			// Each has a service of its own, so that they can run together.
 			o := s.candidate(deploy.Blue, "v1.0.0-0000001")
-			o.Service, o.Timeout = "standin-"+map[bool]string{true: "e", false: "l"}[c.early]+fmt.Sprint(len(name))+string(name[0]|0x20), time.Minute
+			o.Service, o.Timeout = "standin-"+strings.ReplaceAll(strings.ToLower(name), " ", "-"), time.Minute
 			c.change(&o)
 			started := time.Now()
 			_, err := deploy.Run(t.Context(), o)

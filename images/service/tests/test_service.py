@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import re
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,25 @@ def test_asking_for_a_gpu_that_is_not_there(start: Starter, model_folder: Path) 
     refused = service.infer({"inputs": [IMAGE]})
     assert (refused.status, refused.headers["retry-after"]) == (503, "1")
     assert "the device is cuda, but" in refused.json()["error"]
+
+
+def test_headers_without_end_are_refused(start: Starter) -> None:
+    service = start()
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nx-long: ")
+        with contextlib.suppress(OSError):
+            for _ in range(1000):
+                client.sendall(b"a" * 4096)
+        with contextlib.suppress(OSError):
+            assert client.recv(4096).startswith(b"HTTP/1.1 431 ")
+    assert service.request("GET", "/health").status == 200
+
+
+def test_long_headers_are_fine(start: Starter) -> None:
+    connection = start().connect()
+    connection.request("GET", "/health", headers={"x-long": "a" * 32_000})
+    assert connection.getresponse().status == 200
+    connection.close()
 
 
 def test_a_model_that_is_not_there(start: Starter, tmp_path: Path) -> None:

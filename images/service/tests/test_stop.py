@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -132,6 +133,16 @@ def test_a_body_that_never_comes_does_not_hold_the_process(start: Starter) -> No
     connection.putheader("content-length", "2")
     connection.endheaders(b"{")
     time.sleep(0.5)
+    service.terminate()
+    assert service.wait() == 0
+
+
+def test_a_hanging_model_does_not_hold_the_process(start: Starter, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    # Opening a pipe that nobody writes to waits for ever, as a broken driver does.
+    os.mkfifo(tmp_path / "weights.safetensors")
+    service = start(drain_seconds="0.2", model_folder=str(tmp_path))
+    time.sleep(1)
     service.terminate()
     assert service.wait() == 0
 

@@ -44,7 +44,8 @@
 // supermartingale too (Jensen). And whatever D is, also when it is estimated from the same samples, a deflated mixture that has
 // reached 1/α implies that the plain one has: the mean of L^(1/D) is at most the mean of L to the power 1/D, and
 // (1/α)^D ≥ 1/α. So for independent samples the error bound stays exact; for dependent ones the correction is approximate, as every estimated
-// effective sample size is.
+// effective sample size is: runs that have not happened yet, or happen once, cannot be estimated. The callers take the larger of the
+// design effects at the limit and at the sample's own quantile, since the slowest samples show their runs also where none is above the limit.
 //
 // # Several limits
 //

@@ -171,16 +171,17 @@ func TestQuantile(t *testing.T) {
 // compareStreams runs a comparison to a decision, with looks at growing distances.
 func compareStreams(samples int, quantile, factor, alpha float64, candidate, live func() float64) (decision string, n int) {
 	var c, l []float64
+	comparison := Comparison{Quantile: quantile, Factor: factor, AlphaPass: alpha, AlphaFail: alpha}
 	for n = 1; n <= samples; n++ {
 		c, l = append(c, candidate()), append(l, live())
 		if n < 50 || n%max(10, n/40) != 0 {
 			continue
 		}
 		cs, ls := Sample{Sorted: slices.Sorted(slices.Values(c)), Dispersion: 1}, Sample{Sorted: slices.Sorted(slices.Values(l)), Dispersion: 1}
-		if NotWorse(cs, ls, quantile, factor, alpha) {
+		if comparison.NotWorse(cs, ls) {
 			return "pass", n
 		}
-		if Worse(cs, ls, quantile, factor, alpha) {
+		if comparison.Worse(cs, ls) {
 			return "fail", n
 		}
 	}
@@ -247,11 +248,12 @@ func TestCompareIsNotWeakerThanTwoBounds(t *testing.T) {
 		slices.Sort(l)
 		cb, lb := Bounds(c, quantile, alpha/2, 1), Bounds(l, quantile, alpha/2, 1)
 		cs, ls := Sample{Sorted: c, Dispersion: 1}, Sample{Sorted: l, Dispersion: 1}
+		comparison := Comparison{Quantile: quantile, Factor: factor, AlphaPass: alpha, AlphaFail: alpha}
 		if cb.High <= factor*lb.Low {
-			require.True(t, NotWorse(cs, ls, quantile, factor, alpha))
+			require.True(t, comparison.NotWorse(cs, ls))
 		}
 		if cb.Low > factor*lb.High {
-			require.True(t, Worse(cs, ls, quantile, factor, alpha))
+			require.True(t, comparison.Worse(cs, ls))
 		}
 	}
 }
@@ -280,5 +282,19 @@ func TestDispersion(t *testing.T) {
 func BenchmarkBelow(b *testing.B) {
 	for b.Loop() {
 		Below(100_000, 900, 0.01)
+	}
+}
+
+func BenchmarkCompareNearTheLimit(b *testing.B) {
+	random := rand.New(rand.NewPCG(13, 14))
+	var c, l []float64
+	for range 20_000 {
+		c, l = append(c, 1.1*math.Exp(0.5*random.NormFloat64())), append(l, math.Exp(0.5*random.NormFloat64()))
+	}
+	slices.Sort(c)
+	slices.Sort(l)
+	comparison := Comparison{Quantile: 0.99, Factor: 1.2, AlphaPass: 0.01, AlphaFail: 0.01}
+	for b.Loop() {
+		comparison.NotWorse(Sample{Sorted: c, Dispersion: 1}, Sample{Sorted: l, Dispersion: 1})
 	}
 }

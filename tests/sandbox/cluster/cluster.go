@@ -104,12 +104,17 @@ func Up(ctx context.Context, o Options) (Info, error) {
 	}
 	defer unlock()
 
-	key := cache.Key(built.kubernetes, built.runtime, built.node, fmt.Sprint(o.RegistryPort), fmt.Sprint(o.GPUs))
+	snapshotter, err := d.snapshotter()
+	if err != nil {
+		return Info{}, fmt.Errorf("starting the cluster: %w", err)
+	}
+	node := nodeConfig{plan: d.makePlan(o, built, snapshotter), files: settings(o, snapshotter)}
+	key := node.key()
 	if info, ok := d.running(ctx, key, o, built); ok {
 		fmt.Fprintln(o.Log, "cluster: runs already")
 		return info, nil
 	}
-	info, err := d.start(ctx, key, o, built)
+	info, err := d.start(ctx, node, o, built)
 	if err != nil {
 		return Info{}, fmt.Errorf("starting the cluster: %w", err)
 	}
@@ -145,7 +150,7 @@ func (d directories) running(ctx context.Context, key string, o Options, built b
 		return Info{}, false
 	}
 	if had, err := os.ReadFile(d.key); err != nil || string(had) != key {
-		fmt.Fprintln(o.Log, "cluster: one with other options runs, replacing it")
+		fmt.Fprintln(o.Log, "cluster: another version or other options run, replacing it")
 		return Info{}, false
 	}
 	// One that another Up has just started, and was interrupted, may need a moment; a healthy one answers at once.
@@ -159,7 +164,7 @@ func (d directories) running(ctx context.Context, key string, o Options, built b
 	return info, err == nil
 }
 
-func (d directories) start(ctx context.Context, key string, o Options, built binaries) (Info, error) {
+func (d directories) start(ctx context.Context, node nodeConfig, o Options, built binaries) (Info, error) {
 	began := time.Now()
 	if err := d.clear(ctx); err != nil {
 		return Info{}, err
@@ -167,10 +172,7 @@ func (d directories) start(ctx context.Context, key string, o Options, built bin
 	if err := checkAddresses(o.RegistryPort); err != nil {
 		return Info{}, err
 	}
-	if err := d.configure(o, built); err != nil {
-		return Info{}, err
-	}
-	if err := os.WriteFile(d.key, []byte(key), 0o644); err != nil {
+	if err := d.configure(node, o.Log); err != nil {
 		return Info{}, err
 	}
 	fmt.Fprintln(o.Log, "cluster: starting the node")

@@ -150,6 +150,19 @@ func TestPlan(t *testing.T) {
 	}
 }
 
+func TestNodeKey(t *testing.T) {
+	make := func(o Options) nodeConfig {
+		return nodeConfig{plan: directories{}.makePlan(o, binaries{}, "overlayfs"), files: settings(o, "overlayfs")}
+	}
+	o := Options{RegistryPort: 15000, GPUs: 2}
+	require.Equal(t, make(o).key(), make(o).key())
+	require.NotEqual(t, make(o).key(), make(Options{RegistryPort: 15001, GPUs: 2}).key())
+	require.NotEqual(t, make(o).key(), make(Options{RegistryPort: 15000, GPUs: 1}).key())
+	changed := make(o)
+	changed.files["Corefile"] += "#"
+	require.NotEqual(t, make(o).key(), changed.key())
+}
+
 func TestPackPause(t *testing.T) {
 	dir := t.TempDir()
 	program := filepath.Join(dir, "pause")

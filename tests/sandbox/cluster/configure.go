@@ -2,10 +2,14 @@ package cluster
 
 import (
 	"fmt"
+	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
+	"github.com/greenlight-ci/greenlight/tests/sandbox/cache"
 	"github.com/greenlight-ci/greenlight/tests/sandbox/cluster/plan"
 )
 
@@ -18,9 +22,24 @@ const (
 	runtimeSocket  = "/run/containerd/containerd.sock"
 )
 
+// A nodeConfig is all that makes a node what it is, except for its certificates.
+type nodeConfig struct {
+	plan  plan.Plan
+	files map[string]string
+}
+
+// key tells configurations apart.
+func (n nodeConfig) key() string {
+	parts := []string{fmt.Sprintf("%+v", n.plan)}
+	for _, name := range slices.Sorted(maps.Keys(n.files)) {
+		parts = append(parts, name, n.files[name])
+	}
+	return cache.Key(parts...)
+}
+
 // configure writes certificates, settings and the plan of a new cluster.
-func (d directories) configure(o Options, built binaries) error {
-	for _, dir := range []string{d.etc, d.root, d.etcd, d.kubelet, d.containerd} {
+func (d directories) configure(node nodeConfig, log io.Writer) error {
+	for _, dir := range []string{d.etc, d.root, d.etcd, d.kubelet} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
@@ -32,7 +51,7 @@ func (d directories) configure(o Options, built binaries) error {
 		return err
 	}
 	if err := forgetContainers(d.containerd); err != nil {
-		fmt.Fprintln(o.Log, "cluster: dropping the pulled images, they cannot be reused:", err)
+		fmt.Fprintln(log, "cluster: dropping the pulled images, they cannot be reused:", err)
 		if err := os.RemoveAll(d.containerd); err != nil {
 			return err
 		}
@@ -43,11 +62,7 @@ func (d directories) configure(o Options, built binaries) error {
 	if err := d.writeIdentities(); err != nil {
 		return fmt.Errorf("making the cluster's certificates: %w", err)
 	}
-	snapshotter, err := snapshotterFor(d.containerd)
-	if err != nil {
-		return err
-	}
-	for name, content := range settings(o, snapshotter) {
+	for name, content := range node.files {
 		path := filepath.Join(d.etc, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err
@@ -56,7 +71,10 @@ func (d directories) configure(o Options, built binaries) error {
 			return err
 		}
 	}
-	return plan.Write(d.plan, d.makePlan(o, built, snapshotter))
+	if err := plan.Write(d.plan, node.plan); err != nil {
+		return err
+	}
+	return os.WriteFile(d.key, []byte(node.key()), 0o644)
 }
 
 // writeIdentities makes all certificates and kubeconfigs. In the node, everything but the administrator's kubeconfig is
@@ -109,7 +127,7 @@ func (d directories) writeIdentities() error {
 func (d directories) makePlan(o Options, built binaries, snapshotter string) plan.Plan {
 	registry := strconv.Itoa(o.RegistryPort)
 	return plan.Plan{
-		Hostname: nodeName, Root: d.root, State: d.state, CgroupName: "greenlight-node",
+		Hostname: nodeName, Root: d.root, State: d.state, CgroupName: cgroupName,
 		Network: plan.Network{
 			HostLink: hostLink, HostAddress: hostAddress, NodeAddress: nodeAddress, PrefixBits: linkBits,
 			PodRange: podRange, ServiceRange: serviceRange, NodeInterface: "eth0",
@@ -182,7 +200,7 @@ func programs(o Options, snapshotter string) []plan.Program {
 		}},
 		{Name: "kube-controller-manager", After: []string{apiReady}, Args: []string{
 			nodeKubernetes + "/kube-controller-manager", "--kubeconfig=" + etc("kube-controller-manager.kubeconfig"),
-			"--leader-elect=false", "--bind-address=127.0.0.1", "--root-ca-file=" + etc("ca.crt"),
+			"--leader-elect=false", "--use-service-account-credentials=true", "--bind-address=127.0.0.1", "--root-ca-file=" + etc("ca.crt"),
 			"--service-account-private-key-file=" + etc("service-accounts.key"),
 			"--cluster-signing-cert-file=" + etc("ca.crt"), "--cluster-signing-key-file=" + etc("ca.key"),
 			// With the default of 20 a new cluster waits seconds for its first ServiceAccount.

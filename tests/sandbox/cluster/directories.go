@@ -18,6 +18,12 @@ import (
 	"github.com/greenlight-ci/greenlight/tests/sandbox/process"
 )
 
+const (
+	cgroupRoot = "/sys/fs/cgroup"
+	// cgroupName is the node's cgroup in every hierarchy.
+	cgroupName = "greenlight-node"
+)
+
 // directories are where a cluster keeps its files on the host.
 type directories struct {
 	// run holds what concerns the running cluster, below it are plan, state and key, and etc: certificates and settings.
@@ -65,9 +71,17 @@ func (d directories) clear(ctx context.Context) error {
 	killExact(state.Supervisor, state.SupervisorStart)
 	killExact(state.Init, state.InitStart)
 	for _, dir := range state.Cgroups {
+		// Whatever the file says, nothing but the node's own cgroups is removed, with what runs in them.
+		if filepath.Base(dir) != cgroupName || !strings.HasPrefix(filepath.Clean(dir), cgroupRoot+"/") {
+			continue
+		}
 		if err := removeCgroup(ctx, dir); err != nil {
 			return err
 		}
+	}
+	for _, controller := range state.Controllers {
+		// Fails where somebody else has come to use it in the meantime, which is as well.
+		_ = os.WriteFile(filepath.Join(cgroupRoot, "cgroup.subtree_control"), []byte("-"+controller), 0o644)
 	}
 	// Only the kernel's cleaning up of the node's network namespace would remove it otherwise, some time later.
 	if _, err := os.Stat("/sys/class/net/" + hostLink); err == nil {

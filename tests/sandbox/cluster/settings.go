@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"os"
 	"strconv"
 	"syscall"
 )
@@ -12,12 +13,15 @@ const sandboxImage = "sandbox.greenlight.dev/pause:1"
 // overlayMagic is the file system type of an overlay mount.
 const overlayMagic = 0x794c7630
 
-// snapshotterFor chooses how containerd stacks image layers below dir: with overlays, except on top of an overlay, where
-// the kernel does not allow them.
-func snapshotterFor(dir string) (string, error) {
+// snapshotter says how containerd stacks image layers: with overlays, except on top of an overlay, where the kernel does
+// not allow them.
+func (d directories) snapshotter() (string, error) {
+	if err := os.MkdirAll(d.containerd, 0o700); err != nil {
+		return "", err
+	}
 	var fs syscall.Statfs_t
-	if err := syscall.Statfs(dir, &fs); err != nil {
-		return "", fmt.Errorf("looking at %s: %w", dir, err)
+	if err := syscall.Statfs(d.containerd, &fs); err != nil {
+		return "", fmt.Errorf("looking at %s: %w", d.containerd, err)
 	}
 	if fs.Type == overlayMagic {
 		return "native", nil

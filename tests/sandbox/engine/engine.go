@@ -59,8 +59,8 @@ func DebianPackages() []string {
 	}
 }
 
-// Build makes what Up needs, unless the cache has it: the programs (about 400 CPU-seconds the first time) and the Go SDK's
-// image (about 150). It starts nothing and needs root only for the image.
+// Build makes what Up needs, unless the cache has it: the programs (about 600 CPU-seconds the first time) and the Go SDK's
+// image (about 130). It starts nothing and needs root only for the image.
 func Build(ctx context.Context, log io.Writer) error {
 	_, err := build(ctx, logTo(log))
 	return err
@@ -170,7 +170,8 @@ func (p place) socket() string    { return filepath.Join(p.root, "run", "engine.
 func (p place) state() string     { return filepath.Join(p.root, "engine") }
 func (p place) journal() string   { return filepath.Join(p.dir, "host.json") }
 func (p place) scratch() string   { return filepath.Join(p.dir, "scratch") }
-func (p place) layer() string     { return filepath.Join(p.dir, "etc") }
+func (p place) etc() string       { return filepath.Join(p.dir, "etc") }
+func (p place) wrappers() string  { return filepath.Join(p.dir, "usr") }
 func (p place) script() string    { return filepath.Join(p.dir, "enter.sh") }
 func (p place) temporary() string { return filepath.Join(p.state(), "tmp") }
 

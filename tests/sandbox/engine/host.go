@@ -26,6 +26,8 @@ const (
 // journal is what the host was like before the engine started, written before anything is changed, so that a later
 // command can undo a run that was killed at any point.
 type journal struct {
+	// Boot identifies the boot of the machine: the next one begins clean.
+	Boot string
 	// Key is that of the options and builds that the engine was started with.
 	Key string
 	// Network and Subnet are those of the engine's containers.
@@ -90,7 +92,7 @@ func (p place) snapshot(ctx context.Context, key string, trees []hierarchy) (*jo
 		return nil, err
 	}
 	j := &journal{
-		Key: key, Network: networkPrefix + p.id(), Subnet: subnet,
+		Boot: bootID(), Key: key, Network: networkPrefix + p.id(), Subnet: subnet,
 		Forwarding: string(forwarding), Rules: saveRules(ctx), Tables: nftTables(ctx),
 	}
 	for _, tree := range trees {
@@ -105,6 +107,15 @@ func (p place) snapshot(ctx context.Context, key string, trees []hierarchy) (*jo
 // id tells the sandboxes of one machine apart. It is short: with a prefix and a number it names a network interface, which
 // takes 15 characters.
 func (p place) id() string { return cache.Key(p.root)[:8] }
+
+// bootID is "" where the kernel does not tell.
+func bootID() string {
+	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(data))
+}
 
 // usedSubnets lists the host's addresses and routes.
 func usedSubnets(ctx context.Context) ([]netip.Prefix, error) {
@@ -149,8 +160,10 @@ func (p place) stop(ctx context.Context, log io.Writer) error {
 	if j == nil {
 		return nil
 	}
-	if err := j.undo(ctx); err != nil {
-		return err
+	if j.Boot == bootID() {
+		if err := j.undo(ctx); err != nil {
+			return err
+		}
 	}
 	for _, gone := range []string{p.socket(), p.journal()} {
 		if err := os.Remove(gone); err != nil && !errors.Is(err, fs.ErrNotExist) {

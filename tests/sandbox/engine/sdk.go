@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -65,7 +66,7 @@ type sdkBuild struct {
 
 func (s *sdkBuild) run(ctx context.Context) error {
 	if os.Geteuid() != 0 {
-		return fmt.Errorf("it takes root to make the image: run the sandbox as root")
+		return errors.New("it takes root to make the image: run the sandbox as root")
 	}
 	out, err := command{}.output(ctx, "go", "env", "GOROOT")
 	if err != nil {

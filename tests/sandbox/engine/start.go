@@ -25,12 +25,13 @@ type engineRun struct {
 	hosts       []byte   // /etc/hosts
 	resolv      []byte   // /etc/resolv.conf
 	script      []byte   // enters the namespaces and starts the engine
+	wrappers    string   // digest of the programs that come before the machine's own
 	environment []string // of the engine
 }
 
 // key tells whether a run is the same as another.
 func (r engineRun) key() string {
-	parts := []string{r.built.programs, r.built.sdk, r.built.digest, string(r.config), string(r.hosts), string(r.resolv), string(r.script)}
+	parts := []string{r.built.programs, r.built.sdk, r.built.digest, string(r.config), string(r.hosts), string(r.resolv), string(r.script), r.wrappers}
 	return cache.Key(append(parts, r.environment...)...)
 }
 
@@ -53,6 +54,9 @@ func (p place) plan(ctx context.Context, opts Options, built artifacts) (engineR
 		return r, err
 	}
 	if r.script, err = embedded.ReadFile("sources/enter.sh.txt"); err != nil {
+		return r, err
+	}
+	if r.wrappers, err = embeddedDigest("wrappers"); err != nil {
 		return r, err
 	}
 	goproxy, err := command{}.output(ctx, "go", "env", "GOPROXY")
@@ -130,24 +134,44 @@ func (p place) prepare(run engineRun) error {
 			return fmt.Errorf("dropping the cache of another version: %w", err)
 		}
 	}
-	for _, old := range []string{p.layer(), p.temporary()} {
+	for _, old := range []string{p.etc(), p.wrappers(), p.temporary()} {
 		if err := os.RemoveAll(old); err != nil {
 			return err
 		}
 	}
-	for _, dir := range []string{p.scratch(), p.state(), p.temporary(), filepath.Join(p.layer(), "dagger")} {
+	for _, dir := range []string{p.scratch(), p.state(), p.temporary(), filepath.Join(p.etc(), "dagger")} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
 	}
+	if err := writeWrappers(filepath.Join(p.wrappers(), "local/sbin")); err != nil {
+		return err
+	}
 	for path, data := range map[string][]byte{
-		filepath.Join(p.layer(), "dagger/engine.json"): run.config,
-		filepath.Join(p.layer(), "hosts"):              run.hosts,
-		filepath.Join(p.layer(), "resolv.conf"):        run.resolv,
-		p.script():                                     run.script,
-		stamp:                                          []byte(run.built.digest),
+		filepath.Join(p.etc(), "dagger/engine.json"): run.config,
+		filepath.Join(p.etc(), "hosts"):              run.hosts,
+		filepath.Join(p.etc(), "resolv.conf"):        run.resolv,
+		p.script():                                   run.script,
+		stamp:                                        []byte(run.built.digest),
 	} {
 		if err := os.WriteFile(path, data, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeWrappers writes the programs that come before the machine's own on the engine's search path.
+func writeWrappers(dir string) error {
+	if err := writeEmbedded("wrappers", dir); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if err := os.Chmod(filepath.Join(dir, entry.Name()), 0o755); err != nil {
 			return err
 		}
 	}
@@ -162,9 +186,9 @@ func (p place) launch(run engineRun, j *journal, trees []hierarchy) error {
 	cmd.Env = []string{
 		searchPath,
 		"CGROUPS=" + groupLines(trees, j.Groups),
-		"LAYERS_USR=" + filepath.Join(run.built.sdk, "usr") + ":" + filepath.Join(run.built.programs, "usr"),
+		"LAYERS_USR=" + p.wrappers() + ":" + filepath.Join(run.built.sdk, "usr") + ":" + filepath.Join(run.built.programs, "usr"),
 		"LAYERS_OPT=" + filepath.Join(run.built.programs, "opt"),
-		"LAYERS_ETC=" + p.layer(),
+		"LAYERS_ETC=" + p.etc(),
 		"SCRATCH=" + p.scratch(),
 		"ENGINE_ENV=" + strings.Join(run.environment, "\n"),
 	}

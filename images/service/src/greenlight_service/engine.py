@@ -107,8 +107,10 @@ class Engine:
         loaded = self._loaded
         if loaded is None:
             raise NotReadyError(self._reason)
-        used, total = await asyncio.to_thread(_gpu_memory, loaded.device)
-        return {**loaded.facts, "gpuMemoryUsedBytes": used, "gpuMemoryTotalBytes": total}
+        memory: tuple[int | None, int | None] = (None, None)
+        if loaded.device.type == "cuda":
+            memory = await asyncio.to_thread(_gpu_memory, loaded.device)
+        return {**loaded.facts, "gpuMemoryUsedBytes": memory[0], "gpuMemoryTotalBytes": memory[1]}
 
     def close(self) -> None:
         """Ends the thread; requests that still wait are dropped."""
@@ -208,10 +210,8 @@ def driver_version(file: Path) -> str | None:
     return None
 
 
-def _gpu_memory(device: torch.device) -> tuple[int | None, int | None]:
+def _gpu_memory(device: torch.device) -> tuple[int, int]:
     """Returns used and total bytes of the whole GPU: what the driver counts, not PyTorch's own allocator."""
-    if device.type != "cuda":
-        return None, None
     import torch
 
     free, total = torch.cuda.mem_get_info(device)

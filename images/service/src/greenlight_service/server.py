@@ -14,6 +14,7 @@ import uvicorn
 
 from greenlight_service import application, logs
 from greenlight_service.lifecycle import Lifecycle
+from greenlight_service.protocol import LimitedProtocol
 from greenlight_service.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def serve(settings: Settings) -> None:
         application.create(settings, lifecycle),
         host=settings.host,
         port=settings.port,
+        http=LimitedProtocol,
         ws="none",
         log_config=None,
         access_log=False,
@@ -93,6 +95,9 @@ def main() -> None:
     except SettingsError as fault:
         sys.exit(_usage_error(str(fault)))
     serve(settings)
+    # Everything is answered. Not sys.exit: it would wait for the model's thread, which may hang in a driver.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _usage_error(message: str) -> int:

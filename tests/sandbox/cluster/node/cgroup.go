@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -98,7 +99,7 @@ func (c cgroup) create() error {
 	switch {
 	case c.options == "":
 		return enableControllers(parent)
-	case hasController(c.options, "cpuset"):
+	case slices.Contains(strings.Split(c.options, ","), "cpuset"):
 		// A v1 cpuset starts empty and holds no process until it is filled.
 		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 			value, err := os.ReadFile(filepath.Join(parent, file))
@@ -120,22 +121,32 @@ func (c cgroup) enter(pid int) error {
 	return nil
 }
 
-func hasController(options, controller string) bool {
-	for _, o := range strings.Split(options, ",") {
-		if o == controller {
-			return true
+// missingControllers are those that a cgroup2 directory has, but its children may not use.
+func missingControllers(directory string) ([]string, error) {
+	available, err := os.ReadFile(filepath.Join(directory, "cgroup.controllers"))
+	if err != nil {
+		return nil, err
+	}
+	enabled, err := os.ReadFile(filepath.Join(directory, "cgroup.subtree_control"))
+	if err != nil {
+		return nil, err
+	}
+	var missing []string
+	for _, c := range strings.Fields(string(available)) {
+		if !slices.Contains(strings.Fields(string(enabled)), c) {
+			missing = append(missing, c)
 		}
 	}
-	return false
+	return missing, nil
 }
 
 // enableControllers lets the children of a cgroup2 directory use all controllers that it has itself.
 func enableControllers(directory string) error {
-	available, err := os.ReadFile(filepath.Join(directory, "cgroup.controllers"))
+	missing, err := missingControllers(directory)
 	if err != nil {
 		return err
 	}
-	for _, c := range strings.Fields(string(available)) {
+	for _, c := range missing {
 		if err := os.WriteFile(filepath.Join(directory, "cgroup.subtree_control"), []byte("+"+c), 0o644); err != nil {
 			return fmt.Errorf("giving children of %s the %s controller: %w", directory, c, err)
 		}

@@ -35,6 +35,11 @@ func supervise(p plan.Plan, planPath string) error {
 	}
 	for _, c := range cgroups {
 		state.Cgroups = append(state.Cgroups, c.directory)
+		if c.options == "" {
+			if state.Controllers, err = missingControllers(cgroupRoot); err != nil {
+				return err
+			}
+		}
 	}
 	if err := plan.Write(p.State, state); err != nil {
 		return fmt.Errorf("recording the node's cgroups: %w", err)

@@ -83,6 +83,8 @@ type State struct {
 	InitStart       uint64 `json:"initStart"`
 	// Cgroups are the directories of the node's cgroup, one in each hierarchy.
 	Cgroups []string `json:"cgroups"`
+	// Controllers are those which had to be enabled for the children of the cgroup2 root.
+	Controllers []string `json:"controllers,omitempty"`
 }
 
 // Read reads the JSON file at path into v.

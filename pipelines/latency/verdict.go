@@ -51,6 +51,8 @@ type Test struct {
 	MoreRequests int `json:"moreRequests,omitempty"`
 	// Detail is the finding in one line.
 	Detail string `json:"detail"`
+
+	comparison *sequential.Comparison // of a Relative test
 }
 
 // Estimate is an empirical quantile and the range that the samples leave for the true one, in milliseconds.
@@ -89,6 +91,8 @@ func (o *Options) tests() []Test {
 		if o.Mode == Sequential {
 			tests[i].AlphaPass, tests[i].AlphaFail = o.Alpha, o.Alpha/float64(len(tests))
 		}
+		tests[i].comparison = &sequential.Comparison{Quantile: tests[i].Quantile, Factor: 1 + tests[i].MaxRegressionPercent/100,
+			AlphaPass: tests[i].AlphaPass, AlphaFail: tests[i].AlphaFail}
 	}
 	return tests
 }
@@ -112,12 +116,11 @@ func (t *Test) look(candidate, live side) {
 	if t.Kind == Relative {
 		c, l := sampleAt(candidate, t.Quantile), sampleAt(live, t.Quantile)
 		t.EffectiveSamples = float64(t.Samples) / max(c.Dispersion, l.Dispersion)
-		factor := 1 + t.MaxRegressionPercent/100
 		switch {
 		case len(live.sorted) == 0:
-		case sequential.NotWorse(c, l, t.Quantile, factor, t.AlphaPass):
+		case t.comparison.NotWorse(c, l):
 			t.Decision = Pass
-		case sequential.Worse(c, l, t.Quantile, factor, t.AlphaFail):
+		case t.comparison.Worse(c, l):
 			t.Decision = Fail
 		}
 		return
@@ -133,6 +136,10 @@ func (t *Test) look(candidate, live side) {
 
 func (t *Test) counts(candidate side) (samples, exceeding, p0 float64) {
 	dispersion := sequential.Dispersion(candidate.inOrder, t.threshold())
+	if t.Kind == Absolute {
+		// Where few or none exceed the limit, their runs cannot be seen; those of the slowest samples can.
+		dispersion = max(dispersion, sampleAt(candidate, t.Quantile).Dispersion)
+	}
 	count := sequential.Exceeding(candidate.sorted, t.threshold())
 	t.EffectiveSamples = float64(len(candidate.sorted)) / dispersion
 	return t.EffectiveSamples, float64(count) / dispersion, 1 - t.Quantile
@@ -195,16 +202,8 @@ func (t *Test) more(candidate, live side) int {
 		}
 		return max(1, int(float64(total)*float64(n)/samples)-n)
 	}
-	// The same samples over again: the shares stay, the number grows. A design effect below 1 says just that.
-	c, l := sampleAt(candidate, t.Quantile), sampleAt(live, t.Quantile)
-	dispersion := max(c.Dispersion, l.Dispersion)
-	factor := 1 + t.MaxRegressionPercent/100
-	for times := 1.25; times <= 1000; times *= 1.25 {
-		if sequential.NotWorseAt(c, l, t.Quantile, factor, t.AlphaPass, dispersion/times) || sequential.WorseAt(c, l, t.Quantile, factor, t.AlphaFail, dispersion/times) {
-			return max(1, int(float64(n)*(times-1)))
-		}
-	}
-	return 0
+	times := t.comparison.More(sampleAt(candidate, t.Quantile), sampleAt(live, t.Quantile))
+	return max(0, int(float64(n)*(times-1)))
 }
 
 func estimate(of side, quantile, alpha float64) *Estimate {
