@@ -53,11 +53,12 @@ func (m *Greenlight) readConfig(ctx context.Context, service *dagger.Directory, 
 	if err != nil {
 		return parsed, err
 	}
-	args := []string{"config", "--config", path.Join(serviceDir, config)}
+	args := []string{greenlightTool.name, "config", "--config", path.Clean(config)}
 	// Nothing outside the source decides the answer, so it may come from the cache.
 	after := ctr.
 		WithMountedDirectory(serviceDir, service).
-		WithExec(args, dagger.ContainerWithExecOpts{Expect: dagger.ReturnTypeAny, UseEntrypoint: true})
+		WithWorkdir(serviceDir).
+		WithExec(args, dagger.ContainerWithExecOpts{Expect: dagger.ReturnTypeAny})
 	done, err := ended(ctx, after, args)
 	if err != nil {
 		return parsed, err

@@ -196,7 +196,7 @@ func (r *releaseRun) run(ctx context.Context) (*Report, error) {
 		if runner, common, err = r.runner(ctx); err != nil {
 			return "", err
 		}
-		done, err := execute(ctx, runner, append([]string{"preflight", "--version", r.version}, common...))
+		done, err := execute(ctx, runner, append([]string{greenlightTool.name, "preflight", "--version", r.version}, common...))
 		if err == nil && done.failed() {
 			err = &ending{code: done.verdict(), reason: done.reason()}
 		}
@@ -230,7 +230,7 @@ func (r *releaseRun) run(ctx context.Context) (*Report, error) {
 	done, err := execute(ctx,
 		runner.WithMountedDirectory(scanDir, r.files),
 		append([]string{
-			"release", "--version", r.version, "--image", r.record.Reference, "--probe-image", r.probe,
+			greenlightTool.name, "release", "--version", r.version, "--image", r.record.Reference, "--probe-image", r.probe,
 			"--scan-dir", scanDir, "--build-record", path.Join(scanDir, "build.json"), "--out", outDir,
 		}, common...))
 	if err != nil {
@@ -247,12 +247,14 @@ func (r *releaseRun) runner(ctx context.Context) (*dagger.Container, []string, e
 	}
 	ctr = ctr.
 		WithMountedDirectory(serviceDir, r.service).
+		WithWorkdir(serviceDir).
 		WithMountedTemp("/tmp").
 		WithDirectory(outDir, dag.Directory())
 	if r.holder != "" {
 		ctr = ctr.WithEnvVariable("GREENLIGHT_HOLDER", r.holder)
 	}
-	args := []string{"--config", path.Join(serviceDir, r.config)}
+	// Relative to the workdir, so that messages name files as the caller knows them.
+	args := []string{"--config", path.Clean(r.config)}
 	ctr, more, err := r.cluster.attach(ctx, ctr)
 	if err != nil {
 		return nil, nil, err

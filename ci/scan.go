@@ -27,7 +27,7 @@ func (s scanner) scan(ctx context.Context, m *Greenlight, ctr *dagger.Container,
 	if err != nil {
 		return nil, err
 	}
-	args := []string{reference, "--out", outDir, "--cache-dir", trivyDir}
+	args := []string{scannerTool.name, reference, "--out", outDir, "--cache-dir", trivyDir}
 	if s.database != "" {
 		args = append(args, "--db-repository", s.database)
 	}

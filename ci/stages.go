@@ -347,7 +347,7 @@ func (m *Greenlight) onImage(ctx context.Context, name, image string, access reg
 	if err != nil {
 		return "", exitWith(err)
 	}
-	args := []string{name, "--image", image}
+	args := []string{greenlightTool.name, name, "--image", image}
 	ctr, more, err := access.attach(ctx, ctr.WithMountedTemp("/tmp"), image)
 	if err != nil {
 		return "", exitWith(err)
@@ -381,7 +381,7 @@ func (r *releaseRun) command(ctx context.Context, name string, args ...string) (
 	if err != nil {
 		return outcome{}, err
 	}
-	done, err := execute(ctx, ctr, append(append([]string{name}, args...), common...))
+	done, err := execute(ctx, ctr, append(append([]string{greenlightTool.name, name}, args...), common...))
 	if err != nil {
 		return done, fmt.Errorf("%s: %w", name, err)
 	}

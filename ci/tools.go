@@ -107,6 +107,7 @@ func (m *Greenlight) container(ctx context.Context, t tool, platform dagger.Plat
 		WithFile(certificates, dag.Container().From(m.GoImage).File(certificates)).
 		WithEnvVariable("SSL_CERT_FILE", certificates).
 		WithFile(target, binary, dagger.ContainerWithFileOpts{Permissions: 0o755}).
+		WithEnvVariable("PATH", "/").
 		WithEntrypoint([]string{target}), nil
 }
 
@@ -142,12 +143,12 @@ func (o outcome) reason() string {
 	return last
 }
 
-// execute runs a command that looks at the outside world or acts on it. It is never answered from the cache: an earlier
+// execute runs a tool's command that looks at the outside world or acts on it. It is never answered from the cache: an earlier
 // run says nothing about now. An error means that it could not run; how it ended is in the outcome.
 func execute(ctx context.Context, ctr *dagger.Container, args []string) (outcome, error) {
 	after := ctr.
 		WithEnvVariable("GREENLIGHT_RUN", rand.Text()).
-		WithExec(args, dagger.ContainerWithExecOpts{Expect: dagger.ReturnTypeAny, UseEntrypoint: true})
+		WithExec(args, dagger.ContainerWithExecOpts{Expect: dagger.ReturnTypeAny})
 	return ended(ctx, after, args)
 }
 

@@ -13,7 +13,9 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
 
 	"github.com/greenlight-ci/greenlight/pipelines/cluster"
 	"github.com/greenlight-ci/greenlight/pipelines/config"
@@ -33,6 +35,8 @@ const (
 )
 
 func main() {
+	// client-go logs on its own when the API server goes away; what matters of it is in our errors.
+	klog.SetLogger(logr.Discard())
 	// The first signal lets a release compensate; a second one, after stop, ends the process as usual.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	go func() {

@@ -131,14 +131,15 @@ func (r *run) warmup(ctx context.Context) (result, error) {
 	return result{detail: found.Reason}, nil
 }
 
-func (r *run) latency(ctx context.Context) (result, error) {
-	request, err := r.request()
+// latencyOptions are the gate's, with live beside the candidate or without.
+func (s Service) latencyOptions(version, liveURL string) (latency.Options, error) {
+	request, err := s.request()
 	if err != nil {
-		return result{}, err
+		return latency.Options{}, err
 	}
-	c := r.Config.Latency
+	c := s.Config.Latency
 	o := latency.Options{
-		CandidateURL: r.previewURL(), LiveURL: r.liveURLOrNone(), CandidateVersion: r.Version, Requests: []infer.Request{request},
+		CandidateURL: s.previewURL(), LiveURL: liveURL, CandidateVersion: version, Requests: []infer.Request{request},
 		Rate: c.Rate, Arrivals: c.Arrivals, Connections: c.Connections, Duration: c.Budget.Std(), Timeout: c.Timeout.Std(),
 		MaxRequests: max(1, int(c.Rate*c.Budget.Std().Seconds())), Alpha: float64(c.FalseAlarm),
 	}
@@ -150,6 +151,14 @@ func (r *run) latency(ctx context.Context) (result, error) {
 		if limit.MaxMillis > 0 || limit.MaxRegressionPercent > 0 {
 			o.Limits = append(o.Limits, limit)
 		}
+	}
+	return o, nil
+}
+
+func (r *run) latency(ctx context.Context) (result, error) {
+	o, err := r.latencyOptions(r.Version, r.liveURLOrNone())
+	if err != nil {
+		return result{}, err
 	}
 	if len(o.Limits) == 0 {
 		return result{skipped: true, detail: "nothing is live to compare with, and no limit is absolute"}, nil

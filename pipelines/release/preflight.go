@@ -21,8 +21,12 @@ func Preflight(ctx context.Context, s Service, a Artifact) (detail string, err e
 			return "", usage(err)
 		}
 	}
-	if _, err := s.request(); err != nil {
+	o, err := s.latencyOptions(a.Version, s.liveURL())
+	if err != nil {
 		return "", err
+	}
+	if err := o.Check(); err != nil {
+		return "", usage(fmt.Errorf("the latency gate cannot be run as configured: %w", err))
 	}
 	if err := checkKeys(a); err != nil {
 		return "", err

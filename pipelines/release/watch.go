@@ -104,6 +104,13 @@ func (w *watcher) until(ctx context.Context, condition func(watch.Counts) bool) 
 	}
 }
 
+// last is what was counted up to now.
+func (w *watcher) last() watch.Counts {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.counts
+}
+
 // stop ends the probe and returns all that it saw.
 func (w *watcher) stop(ctx context.Context) (watch.Result, error) {
 	var found watch.Result

@@ -79,6 +79,10 @@ func (j *journal) write(path string) error {
 
 // snapshot records the host as it is.
 func (p place) snapshot(ctx context.Context, key string, trees []hierarchy) (*journal, error) {
+	// A container that ended while the last engine was stopped may have made its bridge once more.
+	if err := (network{Name: networkPrefix + p.id()}).removeBridge(ctx); err != nil {
+		return nil, err
+	}
 	forwarding, err := os.ReadFile(forwardSetting)
 	if err != nil {
 		return nil, err
@@ -102,6 +106,16 @@ func (p place) snapshot(ctx context.Context, key string, trees []hierarchy) (*jo
 		j.Directories = append(j.Directories, addressDir)
 	}
 	return j, nil
+}
+
+func (n network) removeBridge(ctx context.Context) error {
+	if _, err := net.InterfaceByName(n.bridge()); err != nil {
+		return nil
+	}
+	if err := (command{}).run(ctx, "ip", "link", "delete", n.bridge()); err != nil {
+		return fmt.Errorf("removing the bridge %s: %w", n.bridge(), err)
+	}
+	return nil
 }
 
 // id tells the sandboxes of one machine apart. It is short: with a prefix and a number it names a network interface, which
@@ -179,10 +193,8 @@ func (j *journal) undo(ctx context.Context) error {
 		return err
 	}
 	n := network{Name: j.Network, Subnet: j.Subnet}
-	if _, err := net.InterfaceByName(n.bridge()); err == nil {
-		if err := (command{}).run(ctx, "ip", "link", "delete", n.bridge()); err != nil {
-			return fmt.Errorf("removing the bridge %s: %w", n.bridge(), err)
-		}
+	if err := n.removeBridge(ctx); err != nil {
+		return err
 	}
 	if err := restoreRules(ctx, j.Rules, j.Tables, n); err != nil {
 		return err
