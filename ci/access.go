@@ -129,7 +129,8 @@ func (r registryAccess) dockerConfig(ctx context.Context, host string) (*dagger.
 	if err != nil {
 		return nil, fmt.Errorf("writing the registry credentials: %w", err)
 	}
-	return dag.SetSecret("greenlight-docker-config", string(data)), nil
+	// A second registry in the same session must not replace the first one's secret.
+	return dag.SetSecret("greenlight-docker-config "+r.username+"@"+host, string(data)), nil
 }
 
 // login lets the engine pull from and push to the repository's registry for the rest of the session.

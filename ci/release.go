@@ -81,6 +81,10 @@ func (m *Greenlight) Release(
 	//
 	// +optional
 	trivyDb string,
+	// Repository of Trivy's Java database, for images with JARs. Default: Trivy's own.
+	//
+	// +optional
+	trivyJavaDb string,
 	// Accept plain HTTP and unknown certificates from the registries that Trivy reads.
 	//
 	// +optional
@@ -106,7 +110,7 @@ func (m *Greenlight) Release(
 		cluster:  clusterAccess{kubeconfig: kubeconfig, context: kubeContext, api: kubeApi},
 		registry: registryAccess{service: registry, username: registryUsername, password: registryPassword},
 		keys:     keys{signing: signingKey, password: signingPassword, verify: verifyKey},
-		scanner:  scanner{database: trivyDb, insecure: trivyInsecure},
+		scanner:  scanner{database: trivyDb, javaDatabase: trivyJavaDb, platform: platform, insecure: trivyInsecure},
 		files:    dag.Directory(),
 	}
 	report, err := r.run(ctx)

@@ -13,6 +13,10 @@ import (
 type scanner struct {
 	// database is the repository of Trivy's vulnerability database; "" is Trivy's own.
 	database string
+	// javaDatabase is the one that images with JARs need besides; "" is Trivy's own.
+	javaDatabase string
+	// platform to take from an image index.
+	platform dagger.Platform
 	// insecure accepts plain HTTP and unknown certificates.
 	insecure bool
 	// service holds ignoreFile, which is "" for none.
@@ -27,7 +31,10 @@ func (s scanner) scan(ctx context.Context, m *Greenlight, ctr *dagger.Container,
 	if err != nil {
 		return nil, err
 	}
-	args := []string{scannerTool.name, reference, "--out", outDir, "--cache-dir", trivyDir}
+	args := []string{scannerTool.name, reference, "--out", outDir, "--cache-dir", trivyDir, "--platform", string(s.platform)}
+	if s.javaDatabase != "" {
+		args = append(args, "--java-db-repository", s.javaDatabase)
+	}
 	if s.database != "" {
 		args = append(args, "--db-repository", s.database)
 	}
@@ -113,10 +120,18 @@ func (m *Greenlight) Scan(
 	//
 	// +optional
 	trivyDb string,
+	// Repository of Trivy's Java database, for images with JARs. Default: Trivy's own.
+	//
+	// +optional
+	trivyJavaDb string,
 	// Accept plain HTTP and unknown certificates from the registries that Trivy reads.
 	//
 	// +optional
 	trivyInsecure bool,
+	// Platform to take from an image index.
+	//
+	// +default="linux/amd64"
+	platform dagger.Platform,
 ) (*Scan, error) {
 	access := registryAccess{service: registry, username: registryUsername, password: registryPassword}
 	if err := access.check(image); err != nil {
@@ -129,7 +144,9 @@ func (m *Greenlight) Scan(
 	if err != nil {
 		return nil, err
 	}
-	files, err := scanner{database: trivyDb, insecure: trivyInsecure, service: source, ignoreFile: ignoreFile}.scan(ctx, m, ctr, access, image)
+	files, err := scanner{
+		database: trivyDb, javaDatabase: trivyJavaDb, platform: platform, insecure: trivyInsecure, service: source, ignoreFile: ignoreFile,
+	}.scan(ctx, m, ctr, access, image)
 	if err != nil {
 		return nil, exitWith(err)
 	}

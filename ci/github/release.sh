@@ -34,7 +34,7 @@ done <<<"${INPUT_BUILD_ARGS:-}"
 
 rm -rf -- "$report"
 # A release that was refused still has a report, so the verdict is read from that and not from this command.
-dagger call --progress plain --module "$module" release "${args[@]}" --allow-failure directory export --path "$report"
+dagger call --progress plain --mod "$module" release "${args[@]}" --allow-failure directory export --path "$report" >/dev/null
 
 # Each line is GREENLIGHT_NAME=value, with the value up to the end of the line.
 field() { sed -n "s/^GREENLIGHT_$1=//p" "$report/release.env"; }

@@ -55,8 +55,10 @@ func newJudge(options Options, compares bool) *judge {
 	newStream := func() stream {
 		return stream{waiting: make(map[int]sample), histogram: newHistogram(options.Timeout)}
 	}
-	return &judge{options: options, compares: compares, candidate: newStream(), live: newStream(), tests: options.tests(),
-		nextLook: options.MinRequests, reasons: make(map[string]int)}
+	return &judge{
+		options: options, compares: compares, candidate: newStream(), live: newStream(), tests: options.tests(),
+		nextLook: options.MinRequests, reasons: make(map[string]int),
+	}
 }
 
 // add takes a sample and tells whether the gate has decided.
@@ -158,9 +160,11 @@ func (j *judge) result() Result {
 	for i := range j.tests {
 		j.tests[i].describe(j.latest, j.latestLive, j.options.Alpha/2)
 	}
-	result := Result{Decision: j.decision(), Candidate: percentiles(j.candidate.histogram), Live: percentiles(j.live.histogram), Samples: len(j.latest.sorted),
+	result := Result{
+		Decision: j.decision(), Candidate: percentiles(j.candidate.histogram), Live: percentiles(j.live.histogram), Samples: len(j.latest.sorted),
 		Errors: j.candidate.errors, LiveErrors: j.live.errors, Reasons: j.reasons, FirstFailure: j.firstFailure, Redialled: j.redialled,
-		Mode: j.options.Mode, Rate: j.options.Rate, Arrivals: j.options.Arrivals, Connections: j.options.Connections, Alpha: j.options.Alpha, Tests: j.tests}
+		Mode: j.options.Mode, Rate: j.options.Rate, Arrivals: j.options.Arrivals, Connections: j.options.Connections, Alpha: j.options.Alpha, Tests: j.tests,
+	}
 	if result.Mode == Fixed {
 		result.Alpha = 0
 	}

@@ -204,8 +204,10 @@ func (m *measurement) lane(client *infer.Client, live bool) openloop.Lane {
 			m.samples <- s
 		},
 		Dropped: func(arrival openloop.Arrival) {
-			m.samples <- sample{live: live, index: arrival.Index, millis: math.Inf(1), spent: m.options.Timeout, failure: &infer.Failure{Kind: infer.NotSent,
-				Reason: fmt.Sprintf("all %d connections were busy for %s", m.options.Connections, m.options.Timeout)}}
+			m.samples <- sample{live: live, index: arrival.Index, millis: math.Inf(1), spent: m.options.Timeout, failure: &infer.Failure{
+				Kind:   infer.NotSent,
+				Reason: fmt.Sprintf("all %d connections were busy for %s", m.options.Connections, m.options.Timeout),
+			}}
 		},
 	}
 }

@@ -79,8 +79,10 @@ func (o *Options) tests() []Test {
 			strictest = min(strictest, 1-limit.Quantile)
 		}
 		if limit.MaxRegressionPercent > 0 {
-			tests = append(tests, Test{Name: fmt.Sprintf("%s <= live's + %g %%", name, limit.MaxRegressionPercent), Kind: Relative,
-				Quantile: limit.Quantile, MaxRegressionPercent: limit.MaxRegressionPercent})
+			tests = append(tests, Test{
+				Name: fmt.Sprintf("%s <= live's + %g %%", name, limit.MaxRegressionPercent), Kind: Relative,
+				Quantile: limit.Quantile, MaxRegressionPercent: limit.MaxRegressionPercent,
+			})
 		}
 	}
 	if share := o.MaxErrorPercent / 100; share < 1 && strictest > share+1e-9 {
@@ -91,8 +93,10 @@ func (o *Options) tests() []Test {
 		if o.Mode == Sequential {
 			tests[i].AlphaPass, tests[i].AlphaFail = o.Alpha, o.Alpha/float64(len(tests))
 		}
-		tests[i].comparison = &sequential.Comparison{Quantile: tests[i].Quantile, Factor: 1 + tests[i].MaxRegressionPercent/100,
-			AlphaPass: tests[i].AlphaPass, AlphaFail: tests[i].AlphaFail}
+		tests[i].comparison = &sequential.Comparison{
+			Quantile: tests[i].Quantile, Factor: 1 + tests[i].MaxRegressionPercent/100,
+			AlphaPass: tests[i].AlphaPass, AlphaFail: tests[i].AlphaFail,
+		}
 	}
 	return tests
 }

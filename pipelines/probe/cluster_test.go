@@ -29,7 +29,8 @@ func TestInACluster(t *testing.T) {
 	client, err := kubernetes.NewForConfig(config)
 	require.NoError(t, err)
 	created, err := client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
-		GenerateName: "greenlight-probe-test-", Labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}}}, metav1.CreateOptions{})
+		GenerateName: "greenlight-probe-test-", Labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"},
+	}}, metav1.CreateOptions{})
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		// The test's own context has ended by now.
@@ -38,13 +39,17 @@ func TestInACluster(t *testing.T) {
 	options := func(subcommand string, content any) Options {
 		encoded, err := json.Marshal(content)
 		require.NoError(t, err)
-		return Options{Client: client, Namespace: created.Name, Name: "test-" + subcommand, Image: image, Command: []string{Binary, subcommand},
-			Files: map[string][]byte{"options.json": encoded}, Timeout: time.Minute, Log: t.Output()}
+		return Options{
+			Client: client, Namespace: created.Name, Name: "test-" + subcommand, Image: image, Command: []string{Binary, subcommand},
+			Files: map[string][]byte{"options.json": encoded}, Timeout: time.Minute, Log: t.Output(),
+		}
 	}
 	nobody := "http://nobody." + created.Name
 
-	encoded, err := Run(t.Context(), options("smoke", smoke.Options{URL: nobody, Device: smoke.CPU, ReadyTimeout: time.Second,
-		Cases: []smoke.Case{{Expect: smoke.Expectation{Status: 400}}}}))
+	encoded, err := Run(t.Context(), options("smoke", smoke.Options{
+		URL: nobody, Device: smoke.CPU, ReadyTimeout: time.Second,
+		Cases: []smoke.Case{{Expect: smoke.Expectation{Status: 400}}},
+	}))
 	require.NoError(t, err)
 	var smoked smoke.Result
 	require.NoError(t, json.Unmarshal(encoded, &smoked))

@@ -99,7 +99,8 @@ func (f *follower) watch(ctx context.Context) {
 	labelled := func(o *metav1.ListOptions) { o.LabelSelector = labelProbe + "=" + f.session.name }
 	watching := func(lw *cache.ListWatch, kind runtime.Object) cache.Store {
 		store, controller := cache.NewInformerWithOptions(cache.InformerOptions{
-			ListerWatcher: cache.ToListWatcherWithWatchListSemantics(lw, options.Client), ObjectType: kind, Handler: handler})
+			ListerWatcher: cache.ToListWatcherWithWatchListSemantics(lw, options.Client), ObjectType: kind, Handler: handler,
+		})
 		f.readers.Go(func() { controller.RunWithContext(ctx) })
 		return store
 	}
@@ -369,7 +370,8 @@ func (f *follower) failedCreate(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	events, err := options.Client.CoreV1().Events(options.Namespace).List(ctx, metav1.ListOptions{
-		FieldSelector: fields.Set{"involvedObject.kind": "Job", "involvedObject.name": f.session.name}.String()})
+		FieldSelector: fields.Set{"involvedObject.kind": "Job", "involvedObject.name": f.session.name}.String(),
+	})
 	if err != nil {
 		return "" // no permission for events: the timeout says the rest
 	}

@@ -41,7 +41,8 @@ func create(ctx context.Context, options Options) (*batchv1.Job, error) {
 	text, binary, _ := configMapData(options.Files)
 	configMap := &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Name: job.Name, Namespace: options.Namespace, Labels: job.Labels, OwnerReferences: []metav1.OwnerReference{{
-			APIVersion: "batch/v1", Kind: "Job", Name: created.Name, UID: created.UID}}},
+			APIVersion: "batch/v1", Kind: "Job", Name: created.Name, UID: created.UID,
+		}}},
 		Data: text, BinaryData: binary, Immutable: new(true),
 	}
 	if _, err := options.Client.CoreV1().ConfigMaps(options.Namespace).Create(ctx, configMap, metav1.CreateOptions{}); err != nil {
@@ -62,7 +63,8 @@ func buildJob(options Options, name string) *batchv1.Job {
 	deadline := int64(options.Timeout.Seconds()) + 1
 	onExit := func(action batchv1.PodFailurePolicyAction, codes ...int32) batchv1.PodFailurePolicyRule {
 		return batchv1.PodFailurePolicyRule{Action: action, OnExitCodes: &batchv1.PodFailurePolicyOnExitCodesRequirement{
-			ContainerName: new(containerName), Operator: batchv1.PodFailurePolicyOnExitCodesOpIn, Values: codes}}
+			ContainerName: new(containerName), Operator: batchv1.PodFailurePolicyOnExitCodesOpIn, Values: codes,
+		}}
 	}
 	return &batchv1.Job{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: options.Namespace, Labels: labels, OwnerReferences: owners},
@@ -74,7 +76,8 @@ func buildJob(options Options, name string) *batchv1.Job {
 			PodReplacementPolicy: new(batchv1.Failed),
 			PodFailurePolicy: &batchv1.PodFailurePolicy{Rules: []batchv1.PodFailurePolicyRule{
 				{Action: batchv1.PodFailurePolicyActionIgnore, OnPodConditions: []batchv1.PodFailurePolicyOnPodConditionsPattern{
-					{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue}}},
+					{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue},
+				}},
 				onExit(batchv1.PodFailurePolicyActionFailJob, 1, 2),
 			}},
 			Template: corev1.PodTemplateSpec{
@@ -107,8 +110,10 @@ func buildPod(options Options, name string) corev1.PodSpec {
 		AutomountServiceAccountToken:  new(false),
 		EnableServiceLinks:            new(false),
 		TerminationGracePeriodSeconds: new(int64(stopGrace.Seconds())),
-		SecurityContext: &corev1.PodSecurityContext{RunAsNonRoot: new(true), RunAsUser: new(int64(userID)), RunAsGroup: new(int64(userID)),
-			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}},
+		SecurityContext: &corev1.PodSecurityContext{
+			RunAsNonRoot: new(true), RunAsUser: new(int64(userID)), RunAsGroup: new(int64(userID)),
+			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		},
 	}
 	for _, secret := range options.ImagePullSecrets {
 		pod.ImagePullSecrets = append(pod.ImagePullSecrets, corev1.LocalObjectReference{Name: secret})
@@ -116,7 +121,8 @@ func buildPod(options Options, name string) corev1.PodSpec {
 	if len(options.Files) > 0 {
 		_, _, items := configMapData(options.Files)
 		pod.Volumes = []corev1.Volume{{Name: "files", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{
-			LocalObjectReference: corev1.LocalObjectReference{Name: name}, Items: items}}}}
+			LocalObjectReference: corev1.LocalObjectReference{Name: name}, Items: items,
+		}}}}
 		container.VolumeMounts = []corev1.VolumeMount{{Name: "files", MountPath: protocol.Dir, ReadOnly: true}}
 	}
 	pod.Containers = []corev1.Container{container}

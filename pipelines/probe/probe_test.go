@@ -48,8 +48,10 @@ func newCluster(t *testing.T) *cluster {
 }
 
 func (c *cluster) options() Options {
-	return Options{Client: c.client, Namespace: namespace, Name: "digits-smoke", Image: "registry/probe@sha256:00", Command: []string{Binary, "smoke"},
-		Files: map[string][]byte{"options.json": []byte(`{}`), "cases/zero.json": []byte(`{}`)}, Timeout: 20 * time.Second}
+	return Options{
+		Client: c.client, Namespace: namespace, Name: "digits-smoke", Image: "registry/probe@sha256:00", Command: []string{Binary, "smoke"},
+		Files: map[string][]byte{"options.json": []byte(`{}`), "cases/zero.json": []byte(`{}`)}, Timeout: 20 * time.Second,
+	}
 }
 
 func (c *cluster) log(pod string) *logOf {
@@ -137,8 +139,10 @@ func (c *cluster) pod(job *batchv1.Job, name string, state corev1.ContainerState
 	case state.Terminated != nil:
 		phase = corev1.PodFailed
 	}
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, UID: types.UID(name), Labels: job.Spec.Template.Labels},
-		Spec: job.Spec.Template.Spec, Status: corev1.PodStatus{Phase: phase, ContainerStatuses: []corev1.ContainerStatus{{Name: containerName, State: state}}}}
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, UID: types.UID(name), Labels: job.Spec.Template.Labels},
+		Spec:       job.Spec.Template.Spec, Status: corev1.PodStatus{Phase: phase, ContainerStatuses: []corev1.ContainerStatus{{Name: containerName, State: state}}},
+	}
 	_, err := c.client.CoreV1().Pods(namespace).Create(context.Background(), pod, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
 		_, err = c.client.CoreV1().Pods(namespace).UpdateStatus(context.Background(), pod, metav1.UpdateOptions{})
@@ -334,8 +338,10 @@ func TestForbiddenPodIsNamed(t *testing.T) {
 	options := c.options()
 	session := c.start(options)
 	job := c.awaitJob()
-	_, err := c.client.CoreV1().Events(namespace).Create(context.Background(), &corev1.Event{ObjectMeta: metav1.ObjectMeta{Name: "e", Namespace: namespace}, Reason: "FailedCreate",
-		InvolvedObject: corev1.ObjectReference{Kind: "Job", Name: job.Name}, Message: `pods "x" is forbidden: exceeded quota`}, metav1.CreateOptions{})
+	_, err := c.client.CoreV1().Events(namespace).Create(context.Background(), &corev1.Event{
+		ObjectMeta: metav1.ObjectMeta{Name: "e", Namespace: namespace}, Reason: "FailedCreate",
+		InvolvedObject: corev1.ObjectReference{Kind: "Job", Name: job.Name}, Message: `pods "x" is forbidden: exceeded quota`,
+	}, metav1.CreateOptions{})
 	require.NoError(t, err)
 	_, err = session.Wait()
 	require.ErrorIs(t, err, ErrNotRun)

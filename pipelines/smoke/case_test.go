@@ -77,8 +77,10 @@ func TestDifferences(t *testing.T) {
 }
 
 func FuzzParseCase(f *testing.F) {
-	for _, seed := range []string{`{"name":"n","request":{"method":"POST","path":"/v1/infer","body":{"inputs":[[0]]}},"expect":{"status":200,"values":[{"path":"$.outputs[0][3]","equals":0.98,"absolute":1e-3}],"shape":[{"path":"$.outputs","dims":[1,10]}]}}`,
-		`{}`, `{"expect":{"values":[{"path":"$[*]","equals":{"a":[null,1e308]}}]}}`, `{"expect":{"shape":[{"path":"$","dims":[-1]}]}}`} {
+	for _, seed := range []string{
+		`{"name":"n","request":{"method":"POST","path":"/v1/infer","body":{"inputs":[[0]]}},"expect":{"status":200,"values":[{"path":"$.outputs[0][3]","equals":0.98,"absolute":1e-3}],"shape":[{"path":"$.outputs","dims":[1,10]}]}}`,
+		`{}`, `{"expect":{"values":[{"path":"$[*]","equals":{"a":[null,1e308]}}]}}`, `{"expect":{"shape":[{"path":"$","dims":[-1]}]}}`,
+	} {
 		f.Add([]byte(seed), []byte(`{"outputs":[[0.1]]}`))
 	}
 	f.Fuzz(func(t *testing.T, content, answer []byte) {

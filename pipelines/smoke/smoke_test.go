@@ -25,7 +25,8 @@ const (
 func goldenCase() Case {
 	return Case{Name: "one", Request: request(), Expect: Expectation{
 		Values: []Value{{Path: "$.outputs[0][1]", Equals: json.RawMessage(`0.98`), Absolute: 1e-3}, {Path: "$.classes[0]", Equals: json.RawMessage(`1`)}},
-		Shape:  []Shape{{Path: "$.outputs", Dims: []int{1, 2}}}}}
+		Shape:  []Shape{{Path: "$.outputs", Dims: []int{1, 2}}},
+	}}
 }
 
 // service answers /ready and everything else with fixed bodies.
@@ -71,19 +72,25 @@ func TestRun(t *testing.T) {
 		{name: "no outputs", answer: `{"error":"oops"}`, failed: `$ has no "outputs"`},
 		{name: "cpu for cuda", change: func(o *Options) { o.Device = CUDA }, failed: "device: runs on cpu instead of cuda: no GPU reached the process"},
 		{name: "ready says cuda, the answer cpu", ready: gpuReady, change: func(o *Options) { o.Device = CUDA }, failed: "case one: computed on cpu instead of cuda"},
-		{name: "answer without device on cuda", ready: gpuReady, answer: strings.Replace(goodAnswer, `"device":"cpu",`, "", 1), change: func(o *Options) { o.Device = CUDA },
-			failed: "does not say that it was computed on cuda"},
+		{
+			name: "answer without device on cuda", ready: gpuReady, answer: strings.Replace(goodAnswer, `"device":"cpu",`, "", 1), change: func(o *Options) { o.Device = CUDA },
+			failed: "does not say that it was computed on cuda",
+		},
 		{name: "answer without device on cpu", answer: strings.Replace(goodAnswer, `"device":"cpu",`, "", 1), notChecked: "device of each answer"},
 		{name: "other version", change: func(o *Options) { o.Expect.Version = "v3" }, failed: "version: v2 instead of v3"},
-		{name: "other colour answers", answer: strings.Replace(goodAnswer, "green", "blue", 1), change: func(o *Options) { o.Expect.Colour = "green" },
-			failed: "case one: answered by blue instead of the candidate's colour green"},
+		{
+			name: "other colour answers", answer: strings.Replace(goodAnswer, "green", "blue", 1), change: func(o *Options) { o.Expect.Colour = "green" },
+			failed: "case one: answered by blue instead of the candidate's colour green",
+		},
 		{name: "other torch", change: func(o *Options) { o.Expect.Torch = "2.7" }, failed: "torch: 2.6.0+debian instead of 2.7"},
 		{name: "other weights", change: func(o *Options) { o.Expect.WeightsSHA256 = "ef01" }, failed: "weights checksum: ABCD instead of ef01"},
 		{name: "root", ready: strings.Replace(goodReady, "10001", "0", 1), failed: "user: runs as uid 0 (root)"},
 		{name: "root allowed", ready: strings.Replace(goodReady, "10001", "0", 1), change: func(o *Options) { o.Expect.AllowRoot = true }, notChecked: "root is allowed"},
 		{name: "ready without uid", ready: strings.Replace(goodReady, "10001", "null", 1), notChecked: "does not say the uid"},
-		{name: "pinned weights not told", ready: strings.Replace(goodReady, `"ABCD"`, "null", 1), change: func(o *Options) { o.Expect.WeightsSHA256 = "abcd" },
-			failed: "weights checksum: /ready does not say it; abcd is pinned"},
+		{
+			name: "pinned weights not told", ready: strings.Replace(goodReady, `"ABCD"`, "null", 1), change: func(o *Options) { o.Expect.WeightsSHA256 = "abcd" },
+			failed: "weights checksum: /ready does not say it; abcd is pinned",
+		},
 		{name: "strange ready", ready: `{"status":7}`, failed: "ready: /ready answered something else than documented"},
 		{name: "ready is HTML", ready: `<html>`, failed: "ready: GET http://127.0.0.1:"},
 		{name: "several", answer: `{"outputs":[[1]]}`, change: func(o *Options) { o.Expect.Version = "v3" }, failed: "(and 1 more of 5 checks failed)"},

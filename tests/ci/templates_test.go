@@ -129,7 +129,7 @@ var flagPattern = regexp.MustCompile(`(?m)(?:^|[\s("])--([a-z][a-z-]+)`)
 // called lists the flags that a script passes to `release`.
 func called(script string) map[string]bool {
 	// Flags of dagger itself and of the function that follows, and of the script's other tools.
-	others := map[string]bool{"progress": true, "module": true, "path": true, "no-cache": true}
+	others := map[string]bool{"progress": true, "mod": true, "path": true, "no-cache": true}
 	flags := map[string]bool{}
 	for _, match := range flagPattern.FindAllStringSubmatch(script, -1) {
 		if !others[match[1]] {

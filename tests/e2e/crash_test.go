@@ -75,8 +75,10 @@ func TestKilledReleases(t *testing.T) {
 	})
 	t.Run("a second release is told who holds the lock", func(t *testing.T) {
 		f.versions++
-		args := []string{"release", "--version", fmt.Sprintf("v2.%d.0-0123abc", f.versions), "--image", result.Image,
-			"--scan-dir", good.Out, "--probe-image", greenlight.probe}
+		args := []string{
+			"release", "--version", fmt.Sprintf("v2.%d.0-0123abc", f.versions), "--image", result.Image,
+			"--scan-dir", good.Out, "--probe-image", greenlight.probe,
+		}
 		first, ended := greenlight.start(t, "deploy", args...)
 		code, output := greenlight.run(t, "rollback")
 		require.Equal(t, 5, code, output)

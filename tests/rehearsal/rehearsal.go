@@ -27,7 +27,9 @@ const (
 	EnvRegistry   = "REGISTRY"
 	EnvBase       = "GREENLIGHT_BASE"
 	EnvTrivyDB    = "GREENLIGHT_TRIVY_DB"
-	EnvCache      = "GREENLIGHT_SANDBOX_CACHE"
+	// EnvTools names a directory with stage binaries to use instead of compiling them in the engine, for a quick turn while
+	// working on them.
+	EnvTools = "GREENLIGHT_TOOLS"
 )
 
 // Sandbox is where releases are rehearsed.
@@ -135,14 +137,17 @@ func (s Sandbox) Args(r Release) []string {
 		return otherwise
 	}
 	_, port, _ := strings.Cut(s.KubeAPI, ":")
-	args := []string{
-		"call", "--progress=plain", "-m", s.Module, "release",
+	args := []string{"call", "--progress=plain", "-m", s.Module}
+	if tools := os.Getenv(EnvTools); tools != "" {
+		args = append(args, "--tools", tools)
+	}
+	args = append(args, "release",
 		"--source", r.Source, "--version", r.Version, "--config", value(r.Config, "greenlight.yaml"), "--base", s.Base,
-		"--kubeconfig", "file:" + value(r.Kubeconfig, s.Kubeconfig), "--kube-api", "tcp://localhost:" + port,
-		"--signing-key", "file:" + value(r.SigningKey, filepath.Join(s.Keys, sign.PrivateKeyFile)),
+		"--kubeconfig", "file:"+value(r.Kubeconfig, s.Kubeconfig), "--kube-api", "tcp://localhost:"+port,
+		"--signing-key", "file:"+value(r.SigningKey, filepath.Join(s.Keys, sign.PrivateKeyFile)),
 		"--signing-password", "env:GREENLIGHT_REHEARSAL_PASSWORD",
 		"--verify-key", value(r.VerifyKey, filepath.Join(s.Keys, sign.PublicKeyFile)),
-	}
+	)
 	if _, port, ok := strings.Cut(s.Registry, ".localhost:"); ok {
 		args = append(args, "--registry", "tcp://localhost:"+port)
 	}

@@ -49,13 +49,15 @@ func (c *Comparison) More(candidate, live Sample) float64 {
 func (c *Comparison) notWorse(candidate, live Sample, dispersion float64) bool {
 	return c.everywhere(candidate, live, product{
 		candidate: newCounted(Below, len(candidate.Sorted), dispersion, 1-c.Quantile), ofCandidate: Exceeding,
-		live: newCounted(Above, len(live.Sorted), dispersion, 1-c.Quantile), ofLive: Exceeding, limit: -math.Log(c.AlphaPass)}, &c.failedNotWorse)
+		live: newCounted(Above, len(live.Sorted), dispersion, 1-c.Quantile), ofLive: Exceeding, limit: -math.Log(c.AlphaPass),
+	}, &c.failedNotWorse)
 }
 
 func (c *Comparison) worse(candidate, live Sample, dispersion float64) bool {
 	return c.everywhere(candidate, live, product{
 		candidate: newCounted(Above, len(candidate.Sorted), dispersion, 1-c.Quantile), ofCandidate: Exceeding,
-		live: newCounted(Below, len(live.Sorted), dispersion, 1-c.Quantile), ofLive: AtLeast, limit: -math.Log(c.AlphaFail)}, &c.failedWorse)
+		live: newCounted(Below, len(live.Sorted), dispersion, 1-c.Quantile), ofLive: AtLeast, limit: -math.Log(c.AlphaFail),
+	}, &c.failedWorse)
 }
 
 // product is the evidence of both sides together. There is one design effect for both: two different ones would discount

@@ -159,8 +159,10 @@ func TestDoReadsAGoodAnswer(t *testing.T) {
 	for i := range 2 {
 		answer, err := client.Do(t.Context(), request, 200)
 		require.NoError(t, err)
-		require.Equal(t, Answer{Status: 200, Document: answer.Document, Size: len(goodAnswer), Device: "cpu", Colour: "blue", Version: "v1",
-			Elapsed: answer.Elapsed, Reused: i == 1}, answer)
+		require.Equal(t, Answer{
+			Status: 200, Document: answer.Document, Size: len(goodAnswer), Device: "cpu", Colour: "blue", Version: "v1",
+			Elapsed: answer.Elapsed, Reused: i == 1,
+		}, answer)
 	}
 }
 

@@ -95,8 +95,10 @@ type tally struct {
 }
 
 func newTally(options Options) *tally {
-	return &tally{options: options, answered: make(map[Server]*Answered), timeline: make(map[int]*Second), reasons: make(map[string]int), failures: []Failed{},
-		histogram: hdrhistogram.New(1, max(4*options.Timeout.Microseconds(), 1_000_000), 3)}
+	return &tally{
+		options: options, answered: make(map[Server]*Answered), timeline: make(map[int]*Second), reasons: make(map[string]int), failures: []Failed{},
+		histogram: hdrhistogram.New(1, max(4*options.Timeout.Microseconds(), 1_000_000), 3),
+	}
 }
 
 func (t *tally) start() {
@@ -190,9 +192,11 @@ func (t *tally) result(late time.Duration) Result {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	counts := t.counted()
-	result := Result{URL: t.options.URL, StartedAt: t.started.UTC(), Seconds: round(time.Since(t.started).Seconds()), Requests: counts.Requests, Failed: counts.Failed,
+	result := Result{
+		URL: t.options.URL, StartedAt: t.started.UTC(), Seconds: round(time.Since(t.started).Seconds()), Requests: counts.Requests, Failed: counts.Failed,
 		Reasons: t.reasons, Failures: t.failures, Redialled: t.redialled, Servers: counts.Servers, Versions: make(map[string]int), Colours: make(map[string]int),
-		Timeline: []Second{}, ScheduleLateMillis: round(late.Seconds() * 1000)}
+		Timeline: []Second{}, ScheduleLateMillis: round(late.Seconds() * 1000),
+	}
 	for _, answered := range counts.Servers {
 		result.Versions[answered.Version] += answered.Fresh.Answers + answered.Kept.Answers
 		result.Colours[answered.Colour] += answered.Fresh.Answers + answered.Kept.Answers

@@ -186,21 +186,27 @@ func (w *watcher) close() {
 }
 
 func (w *watcher) freshLane() openloop.Lane {
-	return openloop.Lane{Workers: w.options.FreshInFlight, MaxWait: w.options.Timeout, Dropped: w.dropped(true),
-		Call: func(ctx context.Context, arrival openloop.Arrival) { w.send(ctx, w.fresh, arrival, true) }}
+	return openloop.Lane{
+		Workers: w.options.FreshInFlight, MaxWait: w.options.Timeout, Dropped: w.dropped(true),
+		Call: func(ctx context.Context, arrival openloop.Arrival) { w.send(ctx, w.fresh, arrival, true) },
+	}
 }
 
 func (w *watcher) keptLane() openloop.Lane {
-	return openloop.Lane{Workers: len(w.kept), MaxWait: w.options.Timeout, Dropped: w.dropped(false),
+	return openloop.Lane{
+		Workers: len(w.kept), MaxWait: w.options.Timeout, Dropped: w.dropped(false),
 		Call: func(ctx context.Context, arrival openloop.Arrival) {
 			w.send(ctx, w.kept[arrival.Worker], arrival, false)
-		}}
+		},
+	}
 }
 
 func (w *watcher) dropped(fresh bool) func(openloop.Arrival) {
 	return func(arrival openloop.Arrival) {
-		w.tally.add(record{fresh: fresh, scheduled: arrival.Scheduled, sent: time.Now(), failure: &infer.Failure{Kind: infer.NotSent,
-			Reason: fmt.Sprintf("not sent: every connection was busy for %s", w.options.Timeout)}})
+		w.tally.add(record{fresh: fresh, scheduled: arrival.Scheduled, sent: time.Now(), failure: &infer.Failure{
+			Kind:   infer.NotSent,
+			Reason: fmt.Sprintf("not sent: every connection was busy for %s", w.options.Timeout),
+		}})
 	}
 }
 
@@ -213,6 +219,8 @@ func (w *watcher) send(ctx context.Context, client *infer.Client, arrival openlo
 	if infer.KindOf(err) == infer.Cancelled {
 		return
 	}
-	w.tally.add(record{fresh: fresh, scheduled: arrival.Scheduled, sent: sent, spent: time.Since(arrival.Scheduled), redialled: answer.Redialled,
-		server: Server{Version: answer.Version, Colour: answer.Colour}, failure: err})
+	w.tally.add(record{
+		fresh: fresh, scheduled: arrival.Scheduled, sent: sent, spent: time.Since(arrival.Scheduled), redialled: answer.Redialled,
+		server: Server{Version: answer.Version, Colour: answer.Colour}, failure: err,
+	})
 }

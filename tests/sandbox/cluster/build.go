@@ -93,12 +93,16 @@ func buildRuntime(ctx context.Context, log io.Writer) (string, error) {
 		runc       = "github.com/opencontainers/runc"
 	)
 	builds := []goBuild{
-		{output: "containerd", pkg: "./containerd", tags: tags,
-			ldflags: stripped + " -X " + containerd + "/version.Version=" + version(module["go.mod"], containerd)},
+		{
+			output: "containerd", pkg: "./containerd", tags: tags,
+			ldflags: stripped + " -X " + containerd + "/version.Version=" + version(module["go.mod"], containerd),
+		},
 		{output: "containerd-shim-runc-v2", pkg: containerd + "/cmd/containerd-shim-runc-v2", tags: tags, ldflags: stripped},
 		// Without seccomp runc refuses the profiles that pods ask for.
-		{output: "runc", pkg: runc, tags: "seccomp,netgo,osusergo", cgo: true,
-			ldflags: stripped + " -extldflags -static -X main.version=" + strings.TrimPrefix(version(module["go.mod"], runc), "v")},
+		{
+			output: "runc", pkg: runc, tags: "seccomp,netgo,osusergo", cgo: true,
+			ldflags: stripped + " -extldflags -static -X main.version=" + strings.TrimPrefix(version(module["go.mod"], runc), "v"),
+		},
 	}
 	for _, plugin := range []string{"main/ptp", "main/loopback", "ipam/host-local", "meta/portmap"} {
 		builds = append(builds, goBuild{output: filepath.Base(plugin), pkg: plugins + "/" + plugin, tags: tags, ldflags: stripped})
