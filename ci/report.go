@@ -45,7 +45,7 @@ func (r *Report) Sarif() *dagger.File { return r.Files.File("scan.sarif") }
 func (r *Report) Sbom() *dagger.File { return r.Files.File("sbom.cdx.json") }
 
 // All of the report's files: report.json, report.md, report.html, exit-code, release.env (status, reason and so on as
-// NAME=VALUE lines), and from the scan on build.json, scan.json, scan.sarif and sbom.cdx.json.
+// NAME=VALUE lines), and from the scan on build.json, scan.json, scan.sarif, sbom.cdx.json and trivy.json.
 func (r *Report) Directory() *dagger.Directory { return r.Files }
 
 // The report in one line.

@@ -136,12 +136,11 @@ func (c *Client) Do(ctx context.Context, request Request, status int) (Answer, e
 	if path == "" {
 		path = DefaultPath
 	}
-	target := c.base.JoinPath()
 	reference, err := url.Parse(path)
 	if err != nil || reference.IsAbs() || reference.Host != "" {
 		return Answer{}, fmt.Errorf("the path %q cannot be used: it must be like /v1/infer", path)
 	}
-	target = c.base.JoinPath(reference.Path)
+	target := c.base.JoinPath(reference.Path)
 	target.RawQuery = reference.RawQuery
 	where := method + " " + target.Redacted()
 

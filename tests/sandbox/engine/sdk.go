@@ -181,7 +181,7 @@ func (s *sdkBuild) libraryVersion(ctx context.Context) (version, commit string, 
 	}
 	match := regexp.MustCompile(`goSDKLibVersion = "([0-9a-f]{40})" // (v[0-9.]+)`).FindSubmatch(source)
 	if match == nil {
-		return "", "", fmt.Errorf("Dagger %s does not say it where it used to", Version)
+		return "", "", fmt.Errorf("the source of Dagger %s does not say it where it used to", Version)
 	}
 	return string(match[2]), string(match[1]), nil
 }
