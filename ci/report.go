@@ -134,7 +134,7 @@ func reportOf(ctx context.Context, done outcome, files *dagger.Directory) (*Repo
 		content.Reason = done.reason()
 	}
 	return (&Report{
-		Status: content.Status, Reason: oneLine(content.Reason), ExitCode: done.verdict(), Version: content.Version, Image: content.Image,
+		Status: content.Status, Reason: asCalled(oneLine(content.Reason)), ExitCode: done.verdict(), Version: content.Version, Image: content.Image,
 		Digest: content.Digest, Files: files,
 	}).withOutputs(), nil
 }

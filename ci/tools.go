@@ -140,8 +140,11 @@ func (o outcome) reason() string {
 	if last == "" {
 		return fmt.Sprintf("ended with code %d and gave no reason", o.code)
 	}
-	return last
+	return asCalled(last)
 }
+
+// asCalled names what was mounted into a container as the caller passed it.
+func asCalled(message string) string { return strings.ReplaceAll(message, secretsDir+"/", "--") }
 
 // execute runs a tool's command that looks at the outside world or acts on it. It is never answered from the cache: an earlier
 // run says nothing about now. An error means that it could not run; how it ended is in the outcome.
