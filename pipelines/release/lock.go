@@ -64,6 +64,37 @@ func Acquire(ctx context.Context, client kubernetes.Interface, namespace, servic
 	}
 }
 
+// CheckLock says whether a living release holds the lock of service, without taking it: the error wraps ErrLocked and
+// names the holder. A holder is taken to live if it renews the Lease while CheckLock looks on.
+func CheckLock(ctx context.Context, client kubernetes.Interface, namespace, service string) error {
+	l := &Lock{client: client, namespace: namespace, name: "greenlight-" + service}
+	read := func() (*coordination.Lease, error) {
+		lease, err := client.CoordinationV1().Leases(namespace).Get(ctx, l.name, meta.GetOptions{})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return nil, fmt.Errorf("reading the Lease %s/%s: %w", namespace, l.name, err)
+		}
+		return lease, nil
+	}
+	seen, err := read()
+	if err != nil || seen == nil || ptr.Deref(seen.Spec.HolderIdentity, "") == "" {
+		return err
+	}
+	select {
+	case <-time.After(lockRenewal + time.Second):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	lease, err := read()
+	if err != nil || lease == nil || ptr.Deref(lease.Spec.HolderIdentity, "") == "" || !renewedSince(seen, lease) {
+		return err
+	}
+	return l.heldBy(*lease.Spec.HolderIdentity)
+}
+
+func (l *Lock) heldBy(holder string) error {
+	return fmt.Errorf("%w: %s/%s is held by %s; wait for it, or end it and try again after %s", ErrLocked, l.namespace, l.name, holder, lockDuration)
+}
+
 // take writes the Lease if it is free, released, or unchanged since it was seen a whole duration ago.
 func (l *Lock) take(ctx context.Context, seen *coordination.Lease, seenAt time.Time) (*coordination.Lease, error) {
 	leases := l.client.CoordinationV1().Leases(l.namespace)
@@ -89,8 +120,7 @@ func (l *Lock) take(ctx context.Context, seen *coordination.Lease, seenAt time.T
 	holder := ptr.Deref(lease.Spec.HolderIdentity, "")
 	dead := seen != nil && !renewedSince(seen, lease) && time.Since(seenAt) > lockDuration
 	if holder != "" && !dead {
-		return lease, fmt.Errorf("%w: %s of %s/%s is held by %s; wait for it, or end it and try again after %s",
-			ErrLocked, l.name, l.namespace, l.name, holder, lockDuration)
+		return lease, l.heldBy(holder)
 	}
 	lease.Spec = l.spec(now)
 	// The resourceVersion that was read makes this fail if anybody else took it in between.

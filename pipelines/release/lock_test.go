@@ -51,12 +51,14 @@ func TestAcquireNamesTheHolderThatRenews(t *testing.T) {
 		client := versioned()
 		_, lock, err := Acquire(t.Context(), client, "ns", "digits", "somebody@host, release 1")
 		require.NoError(t, err)
+		require.ErrorIs(t, CheckLock(t.Context(), client, "ns", "digits"), ErrLocked)
 		started := time.Now()
 		_, _, err = Acquire(t.Context(), client, "ns", "digits", "second")
 		require.ErrorIs(t, err, ErrLocked)
 		require.ErrorContains(t, err, "somebody@host, release 1")
 		require.Less(t, time.Since(started), lockDuration, "a living holder is recognised before its lock could have ended")
 		require.NoError(t, lock.Release(t.Context()))
+		require.NoError(t, CheckLock(t.Context(), client, "ns", "digits"), "a lock that was given back")
 	})
 }
 
@@ -72,6 +74,7 @@ func TestAcquireTakesOverFromADeadHolderWhateverTheClocksSay(t *testing.T) {
 					},
 				}, meta.CreateOptions{})
 				require.NoError(t, err)
+				require.NoError(t, CheckLock(t.Context(), client, "ns", "digits"), "a dead holder")
 				started := time.Now()
 				_, lock, err := Acquire(t.Context(), client, "ns", "digits", "second")
 				require.NoError(t, err)

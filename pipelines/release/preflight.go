@@ -14,7 +14,8 @@ import (
 
 // Preflight checks all that a release needs and costs nothing: the version, the golden cases, the keys, the registry, the
 // permissions, and that the candidate's pods can be scheduled. It changes nothing. What the artifact does not say yet, such as
-// the image before it is built, is not checked. Errors wrap ErrUsage.
+// the image before it is built, is not checked. Errors wrap ErrUsage, or
+// ErrLocked while another release is under way.
 func Preflight(ctx context.Context, s Service, a Artifact) (detail string, err error) {
 	if a.Version != "" {
 		if _, err := image.ParseVersion(a.Version); err != nil {
@@ -47,6 +48,9 @@ func Preflight(ctx context.Context, s Service, a Artifact) (detail string, err e
 		return "", err
 	}
 	detail = fmt.Sprintf("candidate %s", found.State.Candidate())
+	if err := CheckLock(ctx, s.Client, s.Namespace, s.Config.Service); err != nil {
+		return "", err
+	}
 	if live := found.State.Live; live != "" {
 		detail += fmt.Sprintf(" beside live %s (%s)", live, found.State.Colours[live].Version)
 	} else {
