@@ -73,7 +73,7 @@ func TestWriteProxy(t *testing.T) {
 		"dagger.io/dagger/@v/v0.20.6.ziphash":       "h1:x",
 		"dagger.io/dagger/@v/v0.20.8.mod":           "module dagger.io/dagger",
 		"example.com/graph/only/@v/v1.0.0.mod":      "module example.com/graph/only",
-		"sumdb/sum.golang.org/lookup/a/@v/v1.0.mod": "not a module",
+		"sumdb/sums.example.com/lookup/a/@v/v1.mod": "not a module",
 	} {
 		path := filepath.Join(downloads, name)
 		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))

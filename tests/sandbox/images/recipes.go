@@ -3,6 +3,7 @@ package images
 import (
 	"context"
 	_ "embed"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -50,7 +51,11 @@ func baseRootfs() rootfs {
 }
 
 func buildGolang(ctx context.Context, log io.Writer) (built, error) {
-	env, err := goEnv(ctx, "GOROOT", "GOVERSION", "GOPROXY", "GOSUMDB", "GONOSUMDB", "GOPRIVATE")
+	env, err := goEnv(ctx, "GOROOT", "GOVERSION")
+	if err != nil {
+		return built{}, err
+	}
+	changed, err := changedGoEnv(ctx)
 	if err != nil {
 		return built{}, err
 	}
@@ -71,9 +76,8 @@ func buildGolang(ctx context.Context, log io.Writer) (built, error) {
 		},
 	}
 	// A host that gets its modules from elsewhere wants its builds to do so too.
-	defaults := map[string]string{"GOPROXY": "https://proxy.golang.org,direct", "GOSUMDB": "sum.golang.org"}
-	for i, key := range []string{"GOPROXY", "GOSUMDB", "GONOSUMDB", "GOPRIVATE"} {
-		if value := env[i+2]; value != "" && value != defaults[key] {
+	for _, key := range []string{"GOPROXY", "GOSUMDB", "GONOSUMDB", "GOPRIVATE"} {
+		if value, ok := changed[key]; ok {
 			config.Env = append(config.Env, key+"="+value)
 		}
 	}
@@ -148,6 +152,19 @@ func goEnv(ctx context.Context, keys ...string) ([]string, error) {
 		return nil, fmt.Errorf("asking go for its environment: %d answers to %d questions", len(lines), len(keys))
 	}
 	return lines, nil
+}
+
+// changedGoEnv is what somebody set to something else than go's defaults.
+func changedGoEnv(ctx context.Context) (map[string]string, error) {
+	out, err := exec.CommandContext(ctx, "go", "env", "-changed", "-json").Output()
+	if err != nil {
+		return nil, fmt.Errorf("asking go for its settings: %w", err)
+	}
+	changed := map[string]string{}
+	if err := json.Unmarshal(out, &changed); err != nil {
+		return nil, fmt.Errorf("asking go for its settings: %w", err)
+	}
+	return changed, nil
 }
 
 func unique(first, second string) []string {
