@@ -3,6 +3,7 @@ package observe
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"time"
 
@@ -67,6 +68,17 @@ func objects() (*corev1.Service, *appsv1.Deployment, *corev1.Pod, *corev1.Pod) {
 		pod("a"), pod("b")
 }
 
+// firstLook is a log that tells when the watch has its baseline: only what changes afterwards counts.
+type firstLook struct {
+	once sync.Once
+	seen chan struct{}
+}
+
+func (l *firstLook) Write(p []byte) (int, error) {
+	l.once.Do(func() { close(l.seen) })
+	return len(p), nil
+}
+
 func TestRun(t *testing.T) {
 	fine := steady{each: Sample{Requests: 2, Fresh: map[string]int{"green": 1}, Kept: map[string]int{"blue": 1}}}
 	type cluster struct {
@@ -79,8 +91,12 @@ func TestRun(t *testing.T) {
 				p, err := c.CoreV1().Pods("team").Get(c.t.Context(), name, metav1.GetOptions{})
 				require.NoError(c.t, err)
 				change(p)
-				_, err = c.CoreV1().Pods("team").UpdateStatus(c.t.Context(), p, metav1.UpdateOptions{})
-				require.NoError(c.t, err)
+				// The fake API server loses what happens between an informer's list and its watch, so it is said again.
+				for range 4 {
+					_, err = c.CoreV1().Pods("team").UpdateStatus(c.t.Context(), p, metav1.UpdateOptions{})
+					require.NoError(c.t, err)
+					time.Sleep(200 * time.Millisecond)
+				}
 			}
 		}
 	}
@@ -144,7 +160,7 @@ func TestRun(t *testing.T) {
 			t.Parallel()
 			service, deployment, a, b := objects()
 			client := fake.NewClientset(service, deployment, a, b)
-			o := Options{Client: client, Observer: c.observer, Namespace: "team", Service: "digits", Colour: "green", Duration: 1500 * time.Millisecond}
+			o := Options{Client: client, Observer: c.observer, Namespace: "team", Service: "digits", Colour: "green", Duration: 4 * time.Second}
 			if c.reason != "" {
 				// A no comes early.
 				o.Duration = 20 * time.Second
@@ -155,11 +171,14 @@ func TestRun(t *testing.T) {
 			if c.change != nil {
 				c.change(&o)
 			}
+			look := &firstLook{seen: make(chan struct{})}
+			o.Log = look
 			changed := make(chan struct{})
 			go func() {
 				defer close(changed)
 				if c.during != nil {
-					time.Sleep(400 * time.Millisecond)
+					<-look.seen
+					time.Sleep(500 * time.Millisecond)
 					c.during(cluster{client, t})
 				}
 			}()
@@ -204,10 +223,12 @@ func TestRunWithoutItsMeans(t *testing.T) {
 	_, err = Run(ctx, o)
 	require.ErrorIs(t, err, context.Canceled)
 
-	client.PrependReactor("list", "pods", func(k8stesting.Action) (bool, runtime.Object, error) {
+	// A client of its own: the last run's informers may still be ending.
+	broken := fake.NewClientset(service, deployment, a, b)
+	broken.PrependReactor("list", "pods", func(k8stesting.Action) (bool, runtime.Object, error) {
 		return true, nil, errors.New("server on fire")
 	})
-	o.SilenceLimit = 300 * time.Millisecond
+	o.Client, o.SilenceLimit = broken, 300*time.Millisecond
 	_, err = Run(t.Context(), o)
 	require.ErrorIs(t, err, ErrUnhealthy)
 	require.ErrorContains(t, err, "server on fire")

@@ -40,6 +40,7 @@ func (b *bake) pods(v view, now time.Time) string {
 	}
 	switch {
 	case !b.seenPods:
+		fmt.Fprintf(o.Log, "%s: %d of %d pods ready as the watch begins\n", o.Colour, ready, b.result.Wanted)
 		b.seenPods, b.ready, b.result.MinReady = true, ready, ready
 	case ready != b.ready:
 		fmt.Fprintf(o.Log, "%s: %d of %d pods ready\n", o.Colour, ready, b.result.Wanted)
