@@ -266,7 +266,7 @@ func (b *bake) tick(now time.Time) string {
 		return fmt.Sprintf("the observer of the live service has reported no request for %s", b.o.SilenceLimit)
 	}
 	if !b.seenPods && now.Sub(b.started) > b.o.SilenceLimit {
-		return fmt.Sprintf("the pods could not be watched for %s: %v", b.o.SilenceLimit, b.trouble)
+		return fmt.Sprintf("the pods could not be watched for %s: %s", b.o.SilenceLimit, b.blindness())
 	}
 	if b.seenPods && !b.unready.IsZero() && now.Sub(b.unready) > b.o.UnreadyGrace {
 		return fmt.Sprintf("%d of %d pods have been ready for more than %s", b.ready, b.result.Wanted, b.o.UnreadyGrace)
@@ -274,11 +274,19 @@ func (b *bake) tick(now time.Time) string {
 	return ""
 }
 
+// blindness is why nothing has been seen yet.
+func (b *bake) blindness() string {
+	if b.trouble == nil {
+		return "the API server has not listed them in time"
+	}
+	return b.trouble.Error()
+}
+
 // end is the verdict when the time is up.
 func (b *bake) end() string {
 	switch {
 	case !b.seenPods:
-		return fmt.Sprintf("the pods could not be watched: %v", b.trouble)
+		return "the pods could not be watched: " + b.blindness()
 	case b.o.Observer != nil && b.result.Requests == 0:
 		return "the observer of the live service made no request"
 	case b.ready < b.result.Wanted:
