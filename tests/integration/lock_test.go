@@ -46,6 +46,7 @@ func TestTheJournalHasOneWriter(t *testing.T) {
 	require.NoError(t, first.Write(t.Context(), entry))
 	second, left, err := release.OpenJournal(t.Context(), s.client, s.namespace, "digits")
 	require.NoError(t, err)
+	left.ID = "2"
 	require.NoError(t, second.Write(t.Context(), left))
 	require.ErrorIs(t, first.Write(t.Context(), entry), release.ErrJournalMoved)
 }
