@@ -54,9 +54,8 @@ func (r *run) build(ctx context.Context) (result, error) {
 
 // scan applies the thresholds to what greenlight-scan found.
 func (r *run) scan(ctx context.Context) (result, error) {
-	file := filepath.Join(r.ScanDir, "scan.json")
 	found, err := scangate.Run(ctx, scangate.Options{
-		ReportFile: file, Digest: r.report.Digest,
+		ReportFile: filepath.Join(r.ScanDir, "scan.json"), Digest: r.report.Digest,
 		FailSeverities: r.Config.Scan.Fail, FixableOnly: r.Config.Scan.FixableOnly,
 	})
 	no := errors.Is(err, scangate.ErrRejected)
@@ -68,11 +67,7 @@ func (r *run) scan(ctx context.Context) (result, error) {
 	if no {
 		return result{}, rejected(err)
 	}
-	scanned, err := scangate.ReadReport(file)
-	if err != nil {
-		return result{}, err
-	}
-	return result{detail: found.Reason, startedAt: scanned.StartedAt.UTC(), seconds: scanned.Seconds}, nil
+	return result{detail: found.Reason, startedAt: found.ScannedAt.UTC(), seconds: found.ScanSeconds}, nil
 }
 
 func (r *run) sign(ctx context.Context) (result, error) {

@@ -227,7 +227,7 @@ func (s Service) request() (infer.Request, error) {
 	name := s.Config.Latency.Case
 	for _, c := range cases {
 		// A case that expects an error would measure how fast the service refuses.
-		if c.Name == name || name == "" && (c.Expect.Status == 0 || c.Expect.Status == 200) {
+		if c.Name == name || name == "" && c.Answers() {
 			return c.Request, nil
 		}
 	}

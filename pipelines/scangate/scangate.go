@@ -65,6 +65,9 @@ type Result struct {
 	Failing []Finding `json:"failing,omitempty"`
 	// DatabaseUpdatedAt says how recent the vulnerability database was.
 	DatabaseUpdatedAt time.Time `json:"databaseUpdatedAt,omitzero"`
+	// ScannedAt is when the scan began, ScanSeconds how long it took.
+	ScannedAt   time.Time `json:"scannedAt,omitzero"`
+	ScanSeconds float64   `json:"scanSeconds"`
 }
 
 // named is how many findings the reason names.
@@ -92,6 +95,8 @@ func Run(_ context.Context, o Options) (Result, error) {
 		Digest:            report.Digest,
 		Counts:            report.Counts,
 		DatabaseUpdatedAt: report.Database.UpdatedAt,
+		ScannedAt:         report.StartedAt,
+		ScanSeconds:       report.Seconds,
 	}
 	for _, finding := range report.Findings {
 		if slices.Contains(o.FailSeverities, finding.Severity) && (finding.Fixed != "" || !o.FixableOnly) {
